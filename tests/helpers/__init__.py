@@ -1,6 +1,6 @@
 """What several test files share."""
 
-from .models import FAMILIES, golden_folder, tiny_config
+from .models import FAMILIES, REPOSITORY, golden_folder, tiny_config
 
 
-__all__ = ["FAMILIES", "golden_folder", "tiny_config"]
+__all__ = ["FAMILIES", "REPOSITORY", "golden_folder", "tiny_config"]
