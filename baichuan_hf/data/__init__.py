@@ -1,0 +1,1 @@
+"""Rows, prompts and the data sets that come with the package."""
