@@ -3,7 +3,14 @@
 import pytest
 
 
-MARKERS = ("accelerate_tests", "flash_attn_test", "flash_attn_3_test", "flash_attn_4_test", "torch_compile_test", "is_training_test")
+MARKERS = (
+    "accelerate_tests",
+    "flash_attn_3_test",
+    "flash_attn_4_test",
+    "flash_attn_test",
+    "is_training_test",
+    "torch_compile_test",
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -24,7 +24,7 @@ common = upstream("test_modeling_common")
 ConfigTester = upstream("test_configuration_common").ConfigTester
 TrainingTesterMixin = upstream("test_training_mixin").TrainingTesterMixin
 
-# The common tests recognise a model's task by its class name in these tables, where only transformers' own models stand.
+# The common tests tell a model's task by its class name in these tables, which list transformers' own models only.
 TASK_TABLES = {
     "MODEL_MAPPING_NAMES": BaichuanModel,
     "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES": BaichuanForCausalLM,

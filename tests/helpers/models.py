@@ -40,7 +40,7 @@ def tiny_config(**overrides: Any):
 
 
 def golden_folder(name: str) -> Path:
-    """The folder `name` of stored numbers: the full set beside the checkout where there is one, else the selection in it.
+    """The folder `name` of stored numbers: of the full set beside the checkout, else of the selection in it.
 
     Skips the calling test when neither has it.
     """
