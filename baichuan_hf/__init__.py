@@ -1,0 +1,36 @@
+"""The Baichuan models on today's Hugging Face stack: `import baichuan_hf`, and the Auto classes load them."""
+
+from .adapters import register_lora_targets
+from .checkpoints import bundled_checkpoint
+from .data.chat import build_chat_input
+from .model.configuration_baichuan import BaichuanConfig, list_presets
+from .model.modeling_baichuan import (
+    BaichuanForCausalLM,
+    BaichuanForQuestionAnswering,
+    BaichuanForSequenceClassification,
+    BaichuanForTokenClassification,
+    BaichuanModel,
+    BaichuanPreTrainedModel,
+)
+from .model.registration import register
+from .model.tokenization_baichuan import BaichuanTokenizer
+
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BaichuanConfig",
+    "BaichuanForCausalLM",
+    "BaichuanForQuestionAnswering",
+    "BaichuanForSequenceClassification",
+    "BaichuanForTokenClassification",
+    "BaichuanModel",
+    "BaichuanPreTrainedModel",
+    "BaichuanTokenizer",
+    "build_chat_input",
+    "bundled_checkpoint",
+    "list_presets",
+]
+
+register()
+register_lora_targets()

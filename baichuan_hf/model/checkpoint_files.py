@@ -1,0 +1,94 @@
+"""Says which file of a checkpoint is at fault when loading fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+
+LFS_POINTER_START = b"version https://git-lfs"
+INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+def is_lfs_pointer(path: str | os.PathLike) -> bool:
+    """Whether a file is what `git clone` leaves in place of a large file when git-lfs is missing."""
+    with open(path, "rb") as file:
+        return file.read(len(LFS_POINTER_START)) == LFS_POINTER_START
+
+
+def lfs_pointer_message(path: str | os.PathLike) -> str:
+    """What is wrong with a pointer file, and how to get the real one."""
+    path = Path(path)
+    return (
+        f"{path} is a Git LFS pointer, not the file itself. Fetch it: git lfs install &&"
+        f" git -C {path.parent} lfs pull --include {path.name}"
+    )
+
+
+@contextmanager
+def explain_loading_errors(checkpoint: Any) -> Iterator[None]:
+    """When loading a folder fails, look through its files and raise an `OSError` that names the one at fault."""
+    try:
+        yield
+    except Exception as error:
+        folder = Path(checkpoint) if isinstance(checkpoint, str | os.PathLike) else None
+        problem = find_problem(folder) if folder is not None and folder.is_dir() else None
+        if problem is None:
+            raise
+        raise OSError(problem) from error
+
+
+def find_problem(folder: Path) -> str | None:
+    """What is wrong with the weight files of a checkpoint folder, or None."""
+    for index in (folder / name for name in INDEX_FILES):
+        if index.is_file():
+            return _find_index_problem(index)
+    for path in (folder / name for name in WEIGHT_FILES):
+        if path.is_file():
+            return _find_file_problem(path)
+    return None
+
+
+def _find_index_problem(index: Path) -> str | None:
+    if is_lfs_pointer(index):
+        return lfs_pointer_message(index)
+    try:
+        weight_map: dict[str, str] = json.loads(index.read_text())["weight_map"]
+    except (ValueError, KeyError) as error:
+        return f"{index} is damaged ({error!r}). Download it again."
+    for name in sorted(set(weight_map.values())):
+        path = index.parent / name
+        if not path.is_file():
+            return f"{path} is missing, though {index.name} lists it. Download it again."
+        if problem := _find_file_problem(path):
+            return problem
+    return None
+
+
+def _find_file_problem(path: Path) -> str | None:
+    if is_lfs_pointer(path):
+        return lfs_pointer_message(path)
+    size = f"{path} ({path.stat().st_size} bytes)"
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt"):
+                pass
+        else:
+            torch.load(path, map_location="meta", weights_only=True)
+    except pickle.UnpicklingError as error:
+        return (
+            f"{size} is damaged, or holds Python objects beside tensors, which could run code and are never loaded:"
+            f" {str(error).splitlines()[0]} Get the weights as safetensors from a source you trust."
+        )
+    except (SafetensorError, RuntimeError, EOFError, ValueError, OSError) as error:
+        return f"{size} is damaged or cut short: {str(error).splitlines()[0] if str(error) else error!r}. Download it again."
+    return None

@@ -1,0 +1,342 @@
+"""`BaichuanConfig`: every setting of the model, checked when it is built. No torch here."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any, ClassVar, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
+
+from .presets import PRESETS
+
+
+PositionEmbeddingType = Literal["rope", "alibi", "sinusoidal", "learned", "relative", "none"]
+NormType = Literal["rms_norm", "layer_norm", "deep_norm"]
+NormPosition = Literal["pre", "post", "sandwich"]
+AttentionType = Literal["softmax", "linformer", "performer"]
+
+# Fields of the contract whose other values arrive with a later release. A value outside is refused, never ignored.
+SUPPORTED_VALUES: dict[str, tuple[Any, ...]] = {
+    "position_embedding_type": ("rope", "alibi"),
+    "norm_type": ("rms_norm",),
+    "norm_position": ("pre",),
+    "gated_mlp": (True,),
+    "norm_bias": (False,),
+    "embedding_norm": (False,),
+    "final_norm": (True,),
+    "type_vocab_size": (0,),
+    "is_causal": (True,),
+    "add_cross_attention": (False,),
+    "attention_type": ("softmax",),
+    "num_global_tokens": (0,),
+    "num_local_experts": (0,),
+    "hidden_dropout": (0.0,),
+    "layer_drop": (0.0,),
+}
+
+# Vocabulary size from which an original checkpoint is of the second generation, whose head is normalised.
+NORMALIZED_HEAD_VOCAB_SIZE = 125696
+
+ALIBI_SCALING_TYPES = ("linear", "ntk", "dynamic")
+
+
+def infer_family(values: dict[str, Any]) -> dict[str, Any]:
+    """What an original `config.json` leaves unsaid: the positions and whether the head is normalised.
+
+    Args:
+        values: configuration keys as found in the file or given by the caller.
+
+    Returns:
+        The values of `position_embedding_type` and `normalize_lm_head` for those of the two that `values` lacks.
+    """
+    inferred: dict[str, Any] = {}
+    if values.get("position_embedding_type") is None:
+        alibi = values.get("model_max_length") is not None and values.get("max_position_embeddings") is None
+        inferred["position_embedding_type"] = "alibi" if alibi else "rope"
+    if values.get("normalize_lm_head") is None:
+        vocab_size = values.get("vocab_size", BaichuanConfig.vocab_size)
+        inferred["normalize_lm_head"] = vocab_size >= NORMALIZED_HEAD_VOCAB_SIZE
+    return inferred
+
+
+@strict
+class BaichuanConfig(PreTrainedConfig):
+    r"""
+    Configuration of the Baichuan models. The defaults are those of Baichuan2-7B.
+
+    Two fields are inferred when they are absent, as in an original checkpoint: `position_embedding_type` is `"alibi"`
+    if `model_max_length` is given and `max_position_embeddings` is not, else `"rope"`; `normalize_lm_head` is true if
+    `vocab_size >= 125696`. A value that is given always wins.
+
+    Args:
+        vocab_size: Number of token ids.
+        hidden_size: Width of the residual stream.
+        intermediate_size: Width of the feed-forward layer.
+        num_hidden_layers: Number of layers.
+        num_attention_heads: Number of query heads.
+        num_key_value_heads: Number of key and value heads; defaults to `num_attention_heads`. When the two are equal
+            q, k and v are one fused matrix (`W_pack`), as in the original checkpoints.
+        head_dim: Width of a head; defaults to `hidden_size // num_attention_heads`.
+        hidden_act: Activation of the feed-forward layer, a name of `transformers.activations.ACT2FN`.
+        gated_mlp: Whether the feed-forward layer is gated (with `silu`: SwiGLU, Shazeer 2020).
+        max_position_embeddings: Context length in tokens.
+        model_max_length: The same under the name that the ALiBi families use in their files.
+        position_embedding_type: `"rope"` (Su et al. 2021) or `"alibi"` (Press et al. 2022).
+        rope_parameters: Parameters of RoPE and its scaling, as everywhere in transformers: `rope_type`
+            (`default`, `linear`, `dynamic`, `yarn`, ...), `rope_theta`, `factor`, ...
+        alibi_scaling: Context extension of ALiBi: `{"alibi_type": "linear" | "ntk", "factor": 4.0}`, or
+            `{"alibi_type": "dynamic"}`, whose factor grows with the sequence beyond `max_position_embeddings`.
+        norm_type: Normalisation of the layers.
+        norm_position: Where it stands.
+        rms_norm_eps: Epsilon of every norm.
+        attention_bias: Whether q, k, v and o have biases.
+        mlp_bias: Whether the feed-forward layers have biases.
+        norm_bias: Whether the norms have biases.
+        embedding_norm: Whether a norm follows the embeddings.
+        final_norm: Whether a norm follows the last layer.
+        type_vocab_size: Number of segment embeddings.
+        is_causal: Whether a token sees only itself and what stands before it.
+        add_cross_attention: Whether the layers also attend to an encoder.
+        sliding_window: Number of tokens that a sliding layer sees, the token itself included.
+        layer_types: `"full_attention"` or `"sliding_attention"` per layer; filled from `sliding_window` when absent.
+        attention_type: Kind of attention.
+        num_global_tokens: Number of global tokens beside a sliding window.
+        num_local_experts: Number of experts per layer; 0 is dense.
+        num_experts_per_tok: Number of experts that a token visits.
+        router_aux_loss_coef: Weight of the load-balancing loss.
+        moe_layer_interval: Every how many layers one has experts.
+        normalize_lm_head: Whether the rows of the output matrix are normalised (NormHead of Baichuan2).
+        z_loss_weight: Weight of the max-z loss of Baichuan2.
+        attention_dropout: Dropout of the attention weights.
+        hidden_dropout: Dropout of the sublayers' outputs.
+        layer_drop: Probability of leaving out a layer in training.
+        initializer_range: Standard deviation of the initial weights.
+
+    Raises:
+        StrictDataclassError: a field has a wrong type or a value that is not allowed, or two fields contradict.
+
+    Example:
+
+    ```python
+    >>> from baichuan_hf import BaichuanConfig
+    >>> BaichuanConfig.from_preset("baichuan2-13b").position_embedding_type
+    'alibi'
+    ```
+    """
+
+    model_type = "baichuan"
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+    base_model_pp_plan: ClassVar[dict[str, Any]] = {
+        "embed_tokens": (["input_ids"], ["inputs_embeds"]),
+        "layers": (["hidden_states", "attention_mask"], ["hidden_states"]),
+        "norm": (["hidden_states"], ["hidden_states"]),
+    }
+
+    vocab_size: int = 125696
+    hidden_size: int = 4096
+    intermediate_size: int = 11008
+    num_hidden_layers: int = 32
+    num_attention_heads: int = 32
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    hidden_act: str = "silu"
+    gated_mlp: bool = True
+    max_position_embeddings: int | None = None
+    model_max_length: int | None = None
+    position_embedding_type: PositionEmbeddingType | None = None
+    rope_parameters: dict | None = None
+    alibi_scaling: dict | None = None
+    norm_type: NormType = "rms_norm"
+    norm_position: NormPosition = "pre"
+    rms_norm_eps: float = 1e-6
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    norm_bias: bool = False
+    embedding_norm: bool = False
+    final_norm: bool = True
+    type_vocab_size: int = 0
+    is_causal: bool = True
+    add_cross_attention: bool = False
+    sliding_window: int | None = None
+    layer_types: list[str] | None = None
+    attention_type: AttentionType = "softmax"
+    num_global_tokens: int = 0
+    num_local_experts: int = 0
+    num_experts_per_tok: int = 2
+    router_aux_loss_coef: float | int = 0.001
+    moe_layer_interval: int = 1
+    normalize_lm_head: bool | None = None
+    z_loss_weight: float | int = 0.0
+    attention_dropout: float | int = 0.0
+    hidden_dropout: float | int = 0.0
+    layer_drop: float | int = 0.0
+    initializer_range: float = 0.02
+    use_cache: bool = True
+    tie_word_embeddings: bool = False
+    pad_token_id: int | None = 0
+    bos_token_id: int | None = 1
+    eos_token_id: int | list[int] | None = 2
+    # A folder with a bare `tokenizer.model` is found by this name.
+    tokenizer_class: str | None = "BaichuanTokenizer"
+
+    @classmethod
+    def from_preset(cls, name: str, **overrides: Any) -> BaichuanConfig:
+        """The configuration of a named architecture at full size, with `overrides` on top.
+
+        Raises:
+            ValueError: there is no such preset, or an override is no field of the configuration.
+        """
+        if name not in PRESETS:
+            raise ValueError(f"There is no preset {name!r}{_nearest(name, PRESETS)}. Presets: {', '.join(PRESETS)}.")
+        fields = cls.__dataclass_fields__
+        for key in overrides:
+            if key not in fields:
+                raise ValueError(f"{key!r} is no field of BaichuanConfig{_nearest(key, fields)}.")
+        return cls(**{**PRESETS[name], **overrides})
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any):
+        # The base class sets the caller's values on the finished object, where derived fields and checks miss them.
+        model_type = config_dict.get("model_type", cls.model_type)
+        if model_type != cls.model_type:
+            raise ValueError(
+                f"model_type is {model_type!r}, not {cls.model_type!r}: this is no Baichuan checkpoint. Load it with"
+                " transformers' AutoConfig and AutoModel classes."
+            )
+        overrides = {key: kwargs.pop(key) for key in list(kwargs) if key in cls.__dataclass_fields__ and key != "dtype"}
+        return super().from_dict({**config_dict, **infer_family(config_dict), **overrides}, **kwargs)
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        # Stale in original files: code that is not needed, and a switch stored as a one-element list.
+        kwargs.pop("auto_map", None)
+        kwargs.pop("gradient_checkpointing", None)
+
+        for field, value in infer_family(vars(self)).items():
+            setattr(self, field, value)
+        if self.position_embedding_type != "rope":
+            if self.rope_parameters or kwargs.get("rope_scaling"):
+                raise ValueError(
+                    f"rope_parameters is set, but position_embedding_type is {self.position_embedding_type!r}: drop"
+                    " rope_parameters, or use position_embedding_type='rope'."
+                )
+            kwargs.pop("rope_scaling", None)
+        if self.alibi_scaling and self.position_embedding_type != "alibi":
+            raise ValueError(
+                f"alibi_scaling is set, but position_embedding_type is {self.position_embedding_type!r}: drop"
+                " alibi_scaling, or use position_embedding_type='alibi'."
+            )
+
+        if self.max_position_embeddings is None:
+            self.max_position_embeddings = self.model_max_length or 4096
+        if self.model_max_length is None:
+            self.model_max_length = self.max_position_embeddings
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = self.num_attention_heads
+        if self.head_dim is None:
+            self._check_divisible("hidden_size", "num_attention_heads")
+            self.head_dim = self.hidden_size // self.num_attention_heads
+        if self.layer_types is None:
+            kind = "full_attention" if self.sliding_window is None else "sliding_attention"
+            self.layer_types = [kind] * self.num_hidden_layers
+
+        super().__post_init__(**kwargs)
+        if self.position_embedding_type != "rope":
+            self.rope_parameters = None
+        self.base_model_tp_plan = self._tensor_parallel_plan()
+
+    @property
+    def fused_qkv(self) -> bool:
+        """Whether q, k and v are the one matrix `W_pack`."""
+        return self.num_key_value_heads == self.num_attention_heads
+
+    def _tensor_parallel_plan(self) -> dict[str, str]:
+        # Of the instance: a plan that names projections which the model lacks is refused by transformers.
+        projections = (
+            {"W_pack": "packed3_colwise"}
+            if self.fused_qkv
+            else {"q_proj": "colwise", "k_proj": "colwise", "v_proj": "colwise"}
+        )
+        return {
+            **{f"layers.*.self_attn.{name}": style for name, style in projections.items()},
+            "layers.*.self_attn.o_proj": "rowwise",
+            "layers.*.mlp.gate_proj": "colwise",
+            "layers.*.mlp.up_proj": "colwise",
+            "layers.*.mlp.down_proj": "rowwise",
+        }
+
+    def _check_divisible(self, field: str, divisor_field: str) -> None:
+        value, divisor = getattr(self, field), getattr(self, divisor_field)
+        if divisor < 1 or value % divisor:
+            raise ValueError(f"{field} ({value}) must be a multiple of {divisor_field} ({divisor}).")
+
+    def validate_supported(self) -> None:
+        for field, supported in SUPPORTED_VALUES.items():
+            value = getattr(self, field)
+            if value not in supported:
+                allowed = ", ".join(map(repr, supported))
+                raise ValueError(f"{field}={value!r} is not supported by this version of baichuan-hf; use {allowed}.")
+
+    def validate_sizes(self) -> None:
+        positive = (
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "head_dim",
+            "max_position_embeddings",
+            "model_max_length",
+            "sliding_window",
+        )
+        for field in positive:
+            value = getattr(self, field)
+            if value is not None and value < 1:
+                raise ValueError(f"{field} ({value}) must be at least 1.")
+        self._check_divisible("num_attention_heads", "num_key_value_heads")
+        if self.position_embedding_type == "rope" and self.head_dim % 2:
+            raise ValueError(f"head_dim ({self.head_dim}) must be even: RoPE rotates pairs of dimensions.")
+
+    def validate_activation(self) -> None:
+        if self.hidden_act not in ACT2FN:
+            nearest = _nearest(self.hidden_act, ACT2FN)
+            raise ValueError(f"hidden_act={self.hidden_act!r} is unknown{nearest}. Allowed: {', '.join(sorted(ACT2FN))}.")
+
+    def validate_attention(self) -> None:
+        allowed = ("full_attention", "sliding_attention")
+        for kind in self.layer_types:
+            if kind not in allowed:
+                raise ValueError(f"layer_types holds {kind!r}; allowed are {allowed}.")
+        if "sliding_attention" in self.layer_types and self.sliding_window is None:
+            raise ValueError("layer_types holds 'sliding_attention', but sliding_window is None: give its length.")
+
+    def validate_probabilities(self) -> None:
+        for field in ("attention_dropout", "hidden_dropout", "layer_drop"):
+            value = getattr(self, field)
+            if not 0 <= value < 1:
+                raise ValueError(f"{field} ({value}) must be at least 0 and below 1.")
+
+    def validate_alibi_scaling(self) -> None:
+        if self.alibi_scaling is None:
+            return
+        kind, factor = self.alibi_scaling.get("alibi_type"), self.alibi_scaling.get("factor")
+        if kind not in ALIBI_SCALING_TYPES:
+            raise ValueError(f"alibi_scaling['alibi_type'] is {kind!r}; allowed are {ALIBI_SCALING_TYPES}.")
+        if unknown := set(self.alibi_scaling) - {"alibi_type", "factor"}:
+            raise ValueError(f"alibi_scaling holds unknown keys {sorted(unknown)}; allowed are 'alibi_type', 'factor'.")
+        if kind == "dynamic" and factor is not None:
+            raise ValueError("alibi_scaling['factor'] does not go with 'dynamic', whose factor follows the length.")
+        if kind != "dynamic" and (not isinstance(factor, int | float) or factor < 1):
+            raise ValueError(f"alibi_scaling['factor'] is {factor!r}; {kind!r} needs a number of at least 1.")
+
+
+def list_presets() -> list[str]:
+    """The names that `BaichuanConfig.from_preset` takes."""
+    return list(PRESETS)
+
+
+def _nearest(name: str, names: Any) -> str:
+    matches = difflib.get_close_matches(name, list(names), n=1)
+    return f" (did you mean {matches[0]!r}?)" if matches else ""

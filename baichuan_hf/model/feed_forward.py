@@ -1,0 +1,33 @@
+"""Feed-forward layers: (..., hidden_size) -> same shape."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+
+from .configuration_baichuan import BaichuanConfig
+
+
+class GatedFeedForward(nn.Module):
+    """down(act(gate(x)) * up(x)): SwiGLU with silu, GeGLU with gelu, GLU with sigmoid (Shazeer 2020)."""
+
+    def __init__(self, dim: int, inner_dim: int, *, activation: str, bias: bool) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(dim, inner_dim, bias=bias)
+        self.down_proj = nn.Linear(inner_dim, dim, bias=bias)
+        self.up_proj = nn.Linear(dim, inner_dim, bias=bias)
+        self.act_fn = ACT2FN[activation]
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        gate = self.act_fn(self.gate_proj(hidden_states))
+        return self.down_proj(gate * self.up_proj(hidden_states))
+
+
+FEED_FORWARDS: dict[bool, type[nn.Module]] = {True: GatedFeedForward}
+
+
+def build_feed_forward(config: BaichuanConfig) -> nn.Module:
+    """The feed-forward layer that `config.gated_mlp` and `config.hidden_act` name."""
+    return FEED_FORWARDS[config.gated_mlp](
+        config.hidden_size, config.intermediate_size, activation=config.hidden_act, bias=config.mlp_bias
+    )

@@ -1,0 +1,84 @@
+"""`BaichuanTokenizer`: the original tokenizer of every generation, as a fast one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import Any
+
+from tokenizers.models import BPE
+from transformers.tokenization_utils_tokenizers import TokenizersBackend
+
+from .chat_templates import ASSISTANT_TOKEN_ID, USER_TOKEN_ID, default_chat_template
+from .sentencepiece_model import SentencePieceModel
+
+
+class BaichuanTokenizer(TokenizersBackend):
+    """
+    Byte-level-fallback BPE of the Baichuan families, built from `tokenizer.model` (or `tokenizer.json`) with the ids
+    and texts of the original tokenizer. `<reserved_N>` are ordinary pieces; only `<unk>`, `<s>` and `</s>` are special.
+    The chat template of the generation is there unless the folder has one of its own. Padding stands on the right, as
+    originally; load with `padding_side="left"` to generate for a batch.
+
+    One difference: with `skip_special_tokens=False` the original puts a space before the text in front of a special
+    token; here decoding gives back what was encoded.
+
+    Example:
+
+    ```python
+    >>> import baichuan_hf
+    >>> from transformers import AutoTokenizer
+
+    >>> tokenizer = AutoTokenizer.from_pretrained(baichuan_hf.bundled_checkpoint("tiny"))
+    >>> tokenizer.decode(tokenizer("你好，world")["input_ids"])
+    '你好，world'
+    ```
+    """
+
+    vocab_files_names = {"vocab_file": "tokenizer.model", "tokenizer_file": "tokenizer.json"}
+    model_input_names = ["input_ids", "attention_mask"]
+    model = BPE
+
+    # No `__init__`: transformers takes the tokenizer.json of a class that has one to pieces and builds it anew.
+    @classmethod
+    def convert_to_native_format(cls, trust_remote_code: bool = False, **kwargs: Any) -> dict[str, Any]:
+        """What transformers calls to turn the files of a folder into constructor arguments.
+
+        Raises:
+            OSError: `tokenizer.model` is a Git LFS pointer.
+            ValueError: `tokenizer.model` is damaged, or of a kind that Baichuan does not use.
+        """
+        if kwargs.get("tokenizer_file") is not None or kwargs.get("vocab_file") is None:
+            return super().convert_to_native_format(trust_remote_code=trust_remote_code, **kwargs)
+        model = SentencePieceModel.from_file(kwargs["vocab_file"])
+        kwargs["tokenizer_object"] = model.build_tokenizer()
+        for name, token_id in (("unk_token", model.unk_id), ("bos_token", model.bos_id), ("eos_token", model.eos_id)):
+            if kwargs.get(name) is None:
+                kwargs[name] = model.token(token_id)
+        if kwargs.get("pad_token") is None:
+            # Original files name <unk> as the padding token; the model has no other.
+            kwargs["pad_token"] = model.token(model.pad_id) or kwargs["unk_token"]
+        if kwargs.get("chat_template") is None:
+            kwargs["chat_template"] = default_chat_template(model.token(USER_TOKEN_ID), model.token(ASSISTANT_TOKEN_ID))
+        return kwargs
+
+    def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
+        """Copy `tokenizer.model`, which tools other than transformers read; returns the path written."""
+        source = getattr(self, "vocab_file", None)
+        if not source or not os.path.isfile(source):
+            return ()
+        prefix = f"{filename_prefix}-" if filename_prefix else ""
+        target = os.path.join(save_directory, prefix + self.vocab_files_names["vocab_file"])
+        if os.path.abspath(source) != os.path.abspath(target):
+            shutil.copyfile(source, target)
+        return (target,)
+
+    def _save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        file_names: tuple[str, ...],
+        legacy_format: bool | None = None,
+        filename_prefix: str | None = None,
+    ) -> tuple[str, ...]:
+        file_names = super()._save_pretrained(save_directory, file_names, legacy_format, filename_prefix)
+        return file_names + self.save_vocabulary(str(save_directory), filename_prefix)
