@@ -1,0 +1,8 @@
+"""Fine-tuning: thin recipes over `datasets`, `Trainer` and PEFT."""
+
+from .arguments import TrainArguments, parse_arguments
+from .classify import train_classifier
+from .tasks import TASKS, train
+
+
+__all__ = ["TASKS", "TrainArguments", "parse_arguments", "train", "train_classifier"]

@@ -1,0 +1,101 @@
+"""The arguments of `baichuan-hf train`: ours beside transformers' TrainingArguments, as words or as a YAML file."""
+
+import difflib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+
+
+def option(help: str, default: Any = None) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class TrainArguments:
+    """What `baichuan-hf train` takes besides transformers' own TrainingArguments."""
+
+    task: str = field(metadata={"help": "What to train for."})
+    train_file: str = field(metadata={"help": "csv, json, jsonl or parquet file, folder, or data set on the Hub."})
+    model: str = option("Folder or Hub name of the model to start from, or `tiny`, the one that is bundled.", "tiny")
+    from_scratch: bool = option(
+        "Start from random weights; --model is then a preset, or a folder or Hub name whose config is taken.", False
+    )
+    eval_file: str | None = option("The like of --train-file, to evaluate on.")
+    eval_fraction: float = option(
+        "Share of the training rows to evaluate on when there is no --eval-file; stratified, the same in every run.",
+        0.2,
+    )
+    text_column: str = option("Column with the text.", "text")
+    label_column: str = option("Column with the label.", "label")
+    max_length: int = option("Longer texts are cut to this many tokens.", 512)
+    lora: bool = option("Train LoRA adapters and the head instead of all weights (PEFT).", False)
+    qlora: bool = option("The same over a base model quantised to 4 bits (bitsandbytes nf4).", False)
+    lora_r: int = option("Rank of the adapters.", 16)
+    lora_alpha: int = option("The update is scaled by this over the rank.", 32)
+    lora_dropout: float = option("Dropout in front of the adapters.", 0.05)
+    lora_target_modules: list[str] | None = option(
+        "Modules that get adapters, or `all-linear`; unset: PEFT's default for the model (Baichuan: W_pack)."
+    )
+    merge: bool = option("With --lora or --qlora: also save the merged model, to OUTPUT_DIR/merged.", False)
+
+    def __post_init__(self) -> None:
+        if self.merge and not self.peft:
+            raise ValueError("--merge folds adapters into the model: it needs --lora or --qlora")
+        if self.from_scratch and self.peft:
+            raise ValueError("--lora and --qlora adapt trained weights: with --from-scratch there are none")
+        if self.max_length < 1:
+            raise ValueError(f"--max-length is {self.max_length}; it must be at least 1")
+
+    @property
+    def peft(self) -> bool:
+        return self.lora or self.qlora
+
+
+class _Parser(HfArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def parse_arguments(words: Sequence[str]) -> tuple[TrainArguments, TrainingArguments]:
+    """The words of a command line; if the first names a YAML file, its keys come first and later words win.
+
+    Raises ValueError or FileNotFoundError with one line that names the option.
+    """
+    if words and Path(words[0]).suffix in (".yaml", ".yml"):
+        words = [*_yaml_words(Path(words[0])), *words[1:]]
+    parser = _Parser((TrainArguments, TrainingArguments), allow_abbrev=False)
+    ours, theirs, unknown = parser.parse_args_into_dataclasses(
+        words, return_remaining_strings=True, look_for_args_file=False
+    )
+    if unknown:
+        names = ["--" + f.name.replace("_", "-") for kind in (TrainArguments, TrainingArguments) for f in fields(kind)]
+        close = difflib.get_close_matches(unknown[0].split("=")[0].replace("_", "-"), names, n=1)
+        meant = f"did you mean {close[0]}?" if close else "see baichuan-hf train --help-all"
+        raise ValueError(f"unknown argument {unknown[0]!r}; {meant}")
+    return ours, theirs
+
+
+def _yaml_words(path: Path) -> list[str]:
+    """{learning_rate: 1e-4, lora: true, label_names: [a, b]} -> --learning_rate=1e-4 --lora=true --label_names a b."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        settings, typed = yaml.load(text, yaml.BaseLoader), yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path}: expected lines of `option: value`")
+    words: list[str] = []
+    # Scalars stay the strings they are written as, for argparse to convert: YAML would read `save_strategy: no` as False.
+    for key, value in settings.items():
+        if isinstance(value, list):
+            words += [f"--{key}", *map(str, value)]
+        elif isinstance(value, dict):
+            words.append(f"--{key}={json.dumps(typed[key])}")
+        elif typed[key] is not None:
+            words.append(f"--{key}={value}")
+    return words

@@ -1,0 +1,165 @@
+"""What every training task shares: the model with its adapters, resuming, and what is written at the end."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, prepare_model_for_kbit_training
+from safetensors import safe_open
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import is_bitsandbytes_available
+
+from ..checkpoints import resolve_model
+from ..model.configuration_baichuan import BaichuanConfig, list_presets
+from .arguments import TrainArguments
+
+
+# Kept in full precision under --qlora: a head that starts from random weights must be trained itself.
+HEADS = ["score", "classifier", "qa_outputs", "lm_head"]
+
+
+def load_tokenizer(arguments: TrainArguments) -> PreTrainedTokenizerBase:
+    """That of --model; a preset has none and takes that of the bundled checkpoint."""
+    preset = arguments.from_scratch and arguments.model in list_presets()
+    tokenizer = AutoTokenizer.from_pretrained(resolve_model("tiny" if preset else arguments.model))
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(
+    auto_class: Any,
+    arguments: TrainArguments,
+    training_arguments: TrainingArguments,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    **config_values: Any,
+) -> PreTrainedModel:
+    """The model of --model under `auto_class`, its new parts drawn from --seed.
+
+    Weights are float32, whatever the file holds: an optimiser's small steps vanish in a bfloat16 weight. Under adapters
+    they are frozen, so with --bf16 they are bfloat16. `config_values` and the id of padding go into the config.
+    """
+    set_seed(training_arguments.seed)
+    config_values["pad_token_id"] = tokenizer.pad_token_id
+    if arguments.from_scratch:
+        if arguments.model in list_presets():
+            ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+            config = BaichuanConfig.from_preset(
+                arguments.model, **config_values, **ids, vocab_size=len(tokenizer), dtype="float32"
+            )
+        else:
+            config = AutoConfig.from_pretrained(resolve_model(arguments.model), **config_values, dtype="float32")
+        return auto_class.from_config(config)
+    return auto_class.from_pretrained(
+        resolve_model(arguments.model),
+        dtype=torch.bfloat16 if arguments.peft and training_arguments.bf16 else torch.float32,
+        quantization_config=_nf4(training_arguments) if arguments.qlora else None,
+        **config_values,
+    )
+
+
+def _nf4(training_arguments: TrainingArguments) -> BitsAndBytesConfig:
+    if not is_bitsandbytes_available():
+        raise ImportError("--qlora needs bitsandbytes: pip install 'baichuan-hf[quantization]'")
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16 if training_arguments.bf16 else torch.float32,
+        llm_int8_skip_modules=HEADS,
+    )
+
+
+def add_adapters(model: PreTrainedModel, arguments: TrainArguments, *, task_type: str) -> PreTrainedModel | PeftModel:
+    """`model` itself without --lora and --qlora; else wrapped by PEFT, which trains the adapters and the new head."""
+    if not arguments.peft:
+        return model
+    if arguments.qlora:
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    target = arguments.lora_target_modules
+    config = LoraConfig(
+        task_type=task_type,
+        r=arguments.lora_r,
+        lora_alpha=arguments.lora_alpha,
+        lora_dropout=arguments.lora_dropout,
+        target_modules="all-linear" if target == ["all-linear"] else target,
+    )
+    return get_peft_model(model, config)
+
+
+def checkpoint_to_resume(training_arguments: TrainingArguments, model: PreTrainedModel | PeftModel) -> str | None:
+    """The folder that --resume-from-checkpoint means (`true`: the last one in --output-dir), checked against `model`.
+
+    Trainer itself would skip weights that it does not find, and train on with random ones. Raises ValueError.
+    """
+    wanted = training_arguments.resume_from_checkpoint
+    if wanted is None or str(wanted).lower() == "false":
+        return None
+    folder = wanted
+    if str(wanted).lower() == "true":
+        output_dir = Path(training_arguments.output_dir)
+        folder = get_last_checkpoint(str(output_dir)) if output_dir.is_dir() else None
+        if folder is None:
+            raise ValueError(f"--resume-from-checkpoint true: there is no checkpoint-* folder in {output_dir}")
+    prefix = f"--resume-from-checkpoint {folder}:"
+    if not (Path(folder) / "trainer_state.json").is_file():
+        raise ValueError(f"{prefix} no trainer_state.json; give a checkpoint-* folder that an earlier run has saved")
+    adapters = isinstance(model, PeftModel)
+    saved = {}
+    for file in Path(folder).glob("adapter_model*.safetensors" if adapters else "model*.safetensors"):
+        with safe_open(file, framework="pt") as tensors:
+            saved |= {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118, not a dict
+    if not saved:
+        wants, kind = ("adapters", "all weights") if adapters else ("all weights", "adapters")
+        raise ValueError(f"{prefix} holds no {wants}; was it saved by a run that trained {kind} (--lora)?")
+    state = get_peft_model_state_dict(model) if adapters else model.state_dict()
+    tied = () if adapters else model.all_tied_weights_keys
+    ours = {name: list(tensor.shape) for name, tensor in state.items() if name not in tied or name in saved}
+    for name in sorted(saved.keys() | ours.keys()):
+        if saved.get(name) != ours.get(name):
+            raise ValueError(
+                f"{prefix} saved by another model or with other options: {name} is {saved.get(name, 'absent')} there, "
+                f"{ours.get(name, 'absent')} here"
+            )
+    return folder
+
+
+def train_and_save(trainer: Trainer, arguments: TrainArguments, *, pipeline_tag: str) -> dict[str, float]:
+    """Train, evaluate where there are rows for it, and write what transformers' example scripts write.
+
+    Into --output-dir: model (or adapter) and tokenizer, all_results.json, trainer_state.json, README.md. Returns the
+    metrics of all_results.json.
+    """
+    metrics = trainer.train(resume_from_checkpoint=checkpoint_to_resume(trainer.args, trainer.model)).metrics
+    trainer.save_model()
+    trainer.save_metrics("train", metrics)
+    if trainer.eval_dataset is not None:
+        evaluation = trainer.evaluate()
+        trainer.save_metrics("eval", evaluation)
+        metrics |= evaluation
+    trainer.save_state()
+    card = {"tasks": pipeline_tag, "dataset": Path(arguments.train_file).name}
+    if trainer.args.push_to_hub:
+        trainer.push_to_hub(**card)
+    else:
+        trainer.create_model_card(**card)
+    return metrics
+
+
+def save_merged(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, adapter_dir: str) -> Path:
+    """Fold the adapter of `adapter_dir` into `base`, the unquantised model it was trained on, and save to `merged` there."""
+    folder = Path(adapter_dir) / "merged"
+    PeftModel.from_pretrained(base, adapter_dir).merge_and_unload().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
