@@ -1,6 +1,7 @@
 """Settings for every test: offline, one seed, and no uninitialised memory that happens to hold zeros."""
 
 import os
+import random
 
 
 # Before transformers is imported: it reads this once.
@@ -8,13 +9,13 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 import torch
-from transformers import set_seed
 
 
 @pytest.fixture(autouse=True)
 def reproducible():
     """Fixes the seed, and fills what `torch.empty` returns with NaN, so that a weight nobody initialised shows."""
-    set_seed(0)
+    random.seed(0)
+    torch.manual_seed(0)
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
