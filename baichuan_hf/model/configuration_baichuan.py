@@ -1,13 +1,13 @@
-"""`BaichuanConfig`: every setting of the model, checked when it is built. No torch here."""
+"""`BaichuanConfig`: every setting of the model, checked when it is built."""
 
-from __future__ import annotations
-
+# No `from __future__ import annotations`: `strict` checks the fields by their annotations, which must be real types.
 import difflib
 from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from .presets import PRESETS
 
@@ -182,7 +182,7 @@ class BaichuanConfig(PreTrainedConfig):
     tokenizer_class: str | None = "BaichuanTokenizer"
 
     @classmethod
-    def from_preset(cls, name: str, **overrides: Any) -> BaichuanConfig:
+    def from_preset(cls, name: str, **overrides: Any) -> "BaichuanConfig":
         """The configuration of a named architecture at full size, with `overrides` on top.
 
         Raises:
@@ -241,6 +241,8 @@ class BaichuanConfig(PreTrainedConfig):
             kind = "full_attention" if self.sliding_window is None else "sliding_attention"
             self.layer_types = [kind] * self.num_hidden_layers
 
+        if self.rope_parameters is not None:
+            self.rope_parameters = dict(self.rope_parameters)  # the base class fills it in; the caller's stays as it is
         super().__post_init__(**kwargs)
         if self.position_embedding_type != "rope":
             self.rope_parameters = None
@@ -311,6 +313,12 @@ class BaichuanConfig(PreTrainedConfig):
                 raise ValueError(f"layer_types holds {kind!r}; allowed are {allowed}.")
         if "sliding_attention" in self.layer_types and self.sliding_window is None:
             raise ValueError("layer_types holds 'sliding_attention', but sliding_window is None: give its length.")
+
+    def validate_rope_type(self) -> None:
+        rope_type = (self.rope_parameters or {}).get("rope_type", "default")
+        allowed = ["default", *ROPE_INIT_FUNCTIONS]
+        if rope_type not in allowed:
+            raise ValueError(f"rope_parameters['rope_type'] is {rope_type!r}; allowed are {', '.join(allowed)}.")
 
     def validate_probabilities(self) -> None:
         for field in ("attention_dropout", "hidden_dropout", "layer_drop"):

@@ -124,8 +124,6 @@ class BaichuanModel(BaichuanPreTrainedModel):
         if inputs_embeds is None:
             with explain_index_error("input_ids", input_ids, self.embed_tokens.num_embeddings, "vocab_size"):
                 inputs_embeds = self.embed_tokens(input_ids)
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
         if past_key_values is None and holds_segments(attention_mask):
             attention_mask, position_ids = None, restarting_positions(attention_mask)
         if position_ids is None:
@@ -137,6 +135,10 @@ class BaichuanModel(BaichuanPreTrainedModel):
             kind: self._attention_bias(kind, attention_mask, inputs_embeds, position_ids, past_key_values, kwargs)
             for kind in dict.fromkeys(self.config.layer_types)
         }
+
+        # Only now: with a cache, even an empty one, transformers does not look for packed rows.
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
 
         hidden_states = inputs_embeds
         for layer, kind in zip(self.layers[: self.config.num_hidden_layers], self.config.layer_types, strict=False):
