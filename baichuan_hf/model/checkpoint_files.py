@@ -1,22 +1,35 @@
-"""Says which file of a checkpoint is at fault when loading fails."""
+"""Says what is wrong with a checkpoint: which file is at fault when loading fails, or what it does not fill."""
 
 from __future__ import annotations
 
 import json
 import os
 import pickle
-from collections.abc import Iterator
+import re
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedConfig
 
 
 LFS_POINTER_START = b"version https://git-lfs"
 INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+
+LAYER_KEY = re.compile(r"(^|\.)(layers\.\d+\.|embed_tokens\.)")
+# The config fields that the shape of a weight follows from.
+SIZE_FIELDS = {
+    "embed_tokens": "vocab_size or hidden_size",
+    "lm_head": "vocab_size or hidden_size",
+    "mlp": "intermediate_size or hidden_size",
+    "self_attn": "num_attention_heads or num_key_value_heads or head_dim or hidden_size",
+    "score": "num_labels",
+}
 
 
 def is_lfs_pointer(path: str | os.PathLike) -> bool:
@@ -45,6 +58,37 @@ def explain_loading_errors(checkpoint: Any) -> Iterator[None]:
         if problem is None:
             raise
         raise OSError(problem) from error
+
+
+def check_loaded_weights(
+    checkpoint: Any,
+    config: PreTrainedConfig,
+    missing_keys: Iterable[str],
+    mismatched_keys: Iterable[tuple[str, Sequence[int], Sequence[int]]],
+) -> None:
+    """Refuse a checkpoint that does not fill the layers, which transformers would leave at random with a warning.
+
+    Raises:
+        RuntimeError: weights have other shapes than the config says.
+        OSError: weights of the layers are missing.
+    """
+    mismatched = sorted(mismatched_keys)
+    if mismatched:
+        key, in_file, in_model = mismatched[0]
+        fields = next((fields for part, fields in SIZE_FIELDS.items() if part in key), "hidden_size")
+        raise RuntimeError(
+            f"{key} is {tuple(in_file)} in {checkpoint}, but {tuple(in_model)} by its config"
+            f" ({len(mismatched)} such weights). Likely cause: {fields} in config.json"
+            f" ({', '.join(f'{name}={getattr(config, name)}' for name in fields.split(' or '))}) is not what the weights"
+            " were made with. Correct it, or pass ignore_mismatched_sizes=True to start such weights at random."
+        )
+    missing = sorted(key for key in missing_keys if LAYER_KEY.search(key))
+    if missing:
+        raise OSError(
+            f"{checkpoint} lacks {len(missing)} weights of the layers, first {missing[0]}: a shard is not in the index,"
+            f" the files are incomplete, or num_hidden_layers={config.num_hidden_layers} is too large."
+            " Download the checkpoint again."
+        )
 
 
 def find_problem(folder: Path) -> str | None:
@@ -83,7 +127,7 @@ def _find_file_problem(path: Path) -> str | None:
             with safe_open(path, framework="pt"):
                 pass
         else:
-            torch.load(path, map_location="meta", weights_only=True)
+            torch.load(path, map_location="meta", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         return (
             f"{size} is damaged, or holds Python objects beside tensors, which could run code and are never loaded:"

@@ -205,7 +205,9 @@ class BaichuanConfig(PreTrainedConfig):
                 f"model_type is {model_type!r}, not {cls.model_type!r}: this is no Baichuan checkpoint. Load it with"
                 " transformers' AutoConfig and AutoModel classes."
             )
-        overrides = {key: kwargs.pop(key) for key in list(kwargs) if key in cls.__dataclass_fields__ and key != "dtype"}
+        overrides = {
+            key: kwargs.pop(key) for key in list(kwargs) if key in cls.__dataclass_fields__ and key != "dtype"
+        }
         return super().from_dict({**config_dict, **infer_family(config_dict), **overrides}, **kwargs)
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -242,7 +244,9 @@ class BaichuanConfig(PreTrainedConfig):
             self.layer_types = [kind] * self.num_hidden_layers
 
         if self.rope_parameters is not None:
-            self.rope_parameters = dict(self.rope_parameters)  # the base class fills it in; the caller's stays as it is
+            self.rope_parameters = dict(
+                self.rope_parameters
+            )  # the base class fills it in; the caller's stays as it is
         super().__post_init__(**kwargs)
         if self.position_embedding_type != "rope":
             self.rope_parameters = None
@@ -304,7 +308,9 @@ class BaichuanConfig(PreTrainedConfig):
     def validate_activation(self) -> None:
         if self.hidden_act not in ACT2FN:
             nearest = _nearest(self.hidden_act, ACT2FN)
-            raise ValueError(f"hidden_act={self.hidden_act!r} is unknown{nearest}. Allowed: {', '.join(sorted(ACT2FN))}.")
+            raise ValueError(
+                f"hidden_act={self.hidden_act!r} is unknown{nearest}. Allowed: {', '.join(sorted(ACT2FN))}."
+            )
 
     def validate_attention(self) -> None:
         allowed = ("full_attention", "sliding_attention")
@@ -333,7 +339,9 @@ class BaichuanConfig(PreTrainedConfig):
         if kind not in ALIBI_SCALING_TYPES:
             raise ValueError(f"alibi_scaling['alibi_type'] is {kind!r}; allowed are {ALIBI_SCALING_TYPES}.")
         if unknown := set(self.alibi_scaling) - {"alibi_type", "factor"}:
-            raise ValueError(f"alibi_scaling holds unknown keys {sorted(unknown)}; allowed are 'alibi_type', 'factor'.")
+            raise ValueError(
+                f"alibi_scaling holds unknown keys {sorted(unknown)}; allowed are 'alibi_type', 'factor'."
+            )
         if kind == "dynamic" and factor is not None:
             raise ValueError("alibi_scaling['factor'] does not go with 'dynamic', whose factor follows the length.")
         if kind != "dynamic" and (not isinstance(factor, int | float) or factor < 1):

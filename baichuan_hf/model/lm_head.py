@@ -35,7 +35,9 @@ def build_lm_head(config: BaichuanConfig) -> nn.Linear:
     return LM_HEADS[config.normalize_lm_head](config.hidden_size, config.vocab_size, bias=False)
 
 
-def max_z_loss(logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None = None, **kwargs: Any) -> Tensor:
+def max_z_loss(
+    logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None = None, **kwargs: Any
+) -> Tensor:
     """The square of the largest logit, averaged over all shifted positions, ignored ones included (Baichuan 2).
 
     Args:

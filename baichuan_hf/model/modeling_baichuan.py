@@ -24,7 +24,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .attention import BaichuanAttention
-from .checkpoint_files import explain_loading_errors
+from .checkpoint_files import check_loaded_weights, explain_loading_errors
 from .configuration_baichuan import BaichuanConfig
 from .layers import BaichuanDecoderLayer
 from .lm_head import NormHead, build_lm_head, max_z_loss
@@ -59,10 +59,23 @@ class BaichuanPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any):
-        """As in transformers, with errors that name the file at fault."""
+        """As in transformers, but a damaged or incomplete checkpoint is an error that names what is wrong."""
         check_tensor_parallel(kwargs)
+        from_checkpoint = pretrained_model_name_or_path is not None and kwargs.get("state_dict") is None
+        wants_info = kwargs.pop("output_loading_info", False)
+        ignore_mismatched = kwargs.pop("ignore_mismatched_sizes", False)
         with explain_loading_errors(pretrained_model_name_or_path):
-            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+            model, info = super().from_pretrained(
+                pretrained_model_name_or_path,
+                *args,
+                output_loading_info=True,
+                ignore_mismatched_sizes=ignore_mismatched or from_checkpoint,
+                **kwargs,
+            )
+        if from_checkpoint:
+            mismatched = [] if ignore_mismatched else info["mismatched_keys"]
+            check_loaded_weights(pretrained_model_name_or_path, model.config, info["missing_keys"], mismatched)
+        return (model, info) if wants_info else model
 
     def _check_and_adjust_attn_implementation(self, attn_implementation: str | None, *args: Any, **kwargs: Any) -> str:
         if self.config.position_embedding_type == "alibi":

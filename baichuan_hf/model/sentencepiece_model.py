@@ -6,6 +6,8 @@ normaliser's.
 
 from __future__ import annotations
 
+import itertools
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,6 +22,7 @@ from .checkpoint_files import is_lfs_pointer, lfs_pointer_message
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 BPE_MODEL = 2
 SPACE = "▁"
+BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
 
 
 @dataclass
@@ -130,6 +133,25 @@ class SentencePieceModel:
             if piece[:split] in ordinary and piece[split:] in ordinary
         ]
         return [(piece[:split], piece[split:]) for _, _, split, piece in sorted(merges)]
+
+
+def join_bytes(tokens: list[str]) -> list[str]:
+    """`tokens` with each run of byte tokens (`<0xE4>`) put together to its text, where U+FFFD stands for every byte that
+    is no UTF-8, as SentencePiece decodes them."""
+    joined: list[str] = []
+    for is_byte, run in itertools.groupby(tokens, key=lambda token: BYTE_TOKEN.fullmatch(token) is not None):
+        joined += [_decode_utf8(bytes(int(token[3:5], 16) for token in run))] if is_byte else run
+    return joined
+
+
+def _decode_utf8(data: bytes) -> str:
+    text = ""
+    while True:
+        try:
+            return text + data.decode()
+        except UnicodeDecodeError as error:
+            text += data[: error.start].decode() + "\ufffd" * (error.end - error.start)
+            data = data[error.end :]
 
 
 def _read_fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:

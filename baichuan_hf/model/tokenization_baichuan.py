@@ -10,7 +10,7 @@ from tokenizers.models import BPE
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
 from .chat_templates import ASSISTANT_TOKEN_ID, USER_TOKEN_ID, default_chat_template
-from .sentencepiece_model import SentencePieceModel
+from .sentencepiece_model import SentencePieceModel, join_bytes
 
 
 class BaichuanTokenizer(TokenizersBackend):
@@ -45,9 +45,12 @@ class BaichuanTokenizer(TokenizersBackend):
         """What transformers calls to turn the files of a folder into constructor arguments.
 
         Raises:
-            OSError: `tokenizer.model` is a Git LFS pointer.
+            OSError: the folder holds no tokenizer, or `tokenizer.model` is a Git LFS pointer.
             ValueError: `tokenizer.model` is damaged, or of a kind that Baichuan does not use.
         """
+        kwargs.pop("auto_map", None)  # names remote code that is not needed, and would be saved again
+        if kwargs.get("vocab_file") is None and kwargs.get("tokenizer_file") is None and "name_or_path" in kwargs:
+            raise OSError(f"{kwargs['name_or_path']} holds no tokenizer: neither tokenizer.model nor tokenizer.json.")
         if kwargs.get("tokenizer_file") is not None or kwargs.get("vocab_file") is None:
             return super().convert_to_native_format(trust_remote_code=trust_remote_code, **kwargs)
         model = SentencePieceModel.from_file(kwargs["vocab_file"])
@@ -59,8 +62,19 @@ class BaichuanTokenizer(TokenizersBackend):
             # Original files name <unk> as the padding token; the model has no other.
             kwargs["pad_token"] = model.token(model.pad_id) or kwargs["unk_token"]
         if kwargs.get("chat_template") is None:
-            kwargs["chat_template"] = default_chat_template(model.token(USER_TOKEN_ID), model.token(ASSISTANT_TOKEN_ID))
+            kwargs["chat_template"] = default_chat_template(
+                model.token(USER_TOKEN_ID), model.token(ASSISTANT_TOKEN_ID)
+            )
         return kwargs
+
+    def _decode(self, token_ids: Any, skip_special_tokens: bool = False, **kwargs: Any) -> str:
+        text = super()._decode(token_ids, skip_special_tokens=skip_special_tokens, **kwargs)
+        if "\ufffd" not in text:
+            return text
+        # The library gives up a whole run of byte tokens when one is no UTF-8, SentencePiece only the bytes that are not.
+        token_ids = [token_ids] if isinstance(token_ids, int) else token_ids
+        tokens = self.convert_ids_to_tokens(token_ids, skip_special_tokens=skip_special_tokens)
+        return self.backend_tokenizer.decoder.decode(join_bytes(tokens))
 
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
         """Copy `tokenizer.model`, which tools other than transformers read; returns the path written."""
