@@ -136,10 +136,11 @@ class SentencePieceModel:
 
 
 def join_bytes(tokens: list[str]) -> list[str]:
-    """`tokens` with each run of byte tokens (`<0xE4>`) put together to its text, where U+FFFD stands for every byte that
-    is no UTF-8, as SentencePiece decodes them."""
+    """`tokens` with each run of byte tokens (`<0xE4>`) put together to its text, as SentencePiece decodes them: U+FFFD
+    stands for every byte that is no UTF-8."""
     joined: list[str] = []
-    for is_byte, run in itertools.groupby(tokens, key=lambda token: BYTE_TOKEN.fullmatch(token) is not None):
+    for is_byte, group in itertools.groupby(tokens, key=lambda token: BYTE_TOKEN.fullmatch(token) is not None):
+        run = list(group)
         joined += [_decode_utf8(bytes(int(token[3:5], 16) for token in run))] if is_byte else run
     return joined
 

@@ -71,7 +71,7 @@ class BaichuanTokenizer(TokenizersBackend):
         text = super()._decode(token_ids, skip_special_tokens=skip_special_tokens, **kwargs)
         if "\ufffd" not in text:
             return text
-        # The library gives up a whole run of byte tokens when one is no UTF-8, SentencePiece only the bytes that are not.
+        # The library gives up a whole run of byte tokens when one is no UTF-8, SentencePiece that byte alone.
         token_ids = [token_ids] if isinstance(token_ids, int) else token_ids
         tokens = self.convert_ids_to_tokens(token_ids, skip_special_tokens=skip_special_tokens)
         return self.backend_tokenizer.decoder.decode(join_bytes(tokens))
