@@ -90,7 +90,7 @@ def _yaml_words(path: Path) -> list[str]:
     if not isinstance(settings, dict):
         raise ValueError(f"{path}: expected lines of `option: value`")
     words: list[str] = []
-    # Scalars stay the strings they are written as, for argparse to convert: YAML would read `save_strategy: no` as False.
+    # Scalars stay as they are written, for argparse to convert: YAML would read `save_strategy: no` as False.
     for key, value in settings.items():
         if isinstance(value, list):
             words += [f"--{key}", *map(str, value)]

@@ -19,7 +19,6 @@ from transformers import (
 
 from ..checkpoints import resolve_model
 from ..data.tables import hold_out, load_train_and_test, require_columns
-
 from .arguments import TrainArguments
 from .trainer import add_adapters, load_model, load_tokenizer, save_merged, train_and_save
 
@@ -64,14 +63,14 @@ def train_classifier(arguments: TrainArguments, training_arguments: TrainingArgu
     metrics = train_and_save(trainer, arguments, pipeline_tag="text-classification")
     if arguments.merge and trainer.is_world_process_zero():
         base = load(dataclasses.replace(arguments, lora=False, qlora=False, merge=False))
-        save_merged(base, tokenizer, training_arguments.output_dir)
+        save_merged(base, tokenizer, str(training_arguments.output_dir))
     return metrics
 
 
 def classification_metrics(prediction: EvalPrediction, *, majority_label: int) -> dict[str, float]:
-    """Accuracy, and F1 averaged over the classes that occur in the labels or the predictions (as scikit-learn does)."""
+    """Accuracy, and F1 averaged over the classes that occur in labels or predictions, as scikit-learn does."""
     labels = prediction.label_ids
-    predicted = prediction.predictions.argmax(-1)
+    predicted = np.asarray(prediction.predictions).argmax(-1)
     f1 = [
         2 * np.sum((predicted == name) & (labels == name)) / (np.sum(predicted == name) + np.sum(labels == name))
         for name in np.union1d(labels, predicted)

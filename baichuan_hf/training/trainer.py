@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, prepare_model_for_kbit_training
 from safetensors import safe_open
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -47,8 +48,8 @@ def load_model(
 ) -> PreTrainedModel:
     """The model of --model under `auto_class`, its new parts drawn from --seed.
 
-    Weights are float32, whatever the file holds: an optimiser's small steps vanish in a bfloat16 weight. Under adapters
-    they are frozen, so with --bf16 they are bfloat16. `config_values` and the id of padding go into the config.
+    Weights are float32, whatever the file holds: an optimiser's small steps vanish in a bfloat16 weight. Under
+    adapters they are frozen, so with --bf16 they are bfloat16. `config_values` and the padding's id go into the config.
     """
     set_seed(training_arguments.seed)
     config_values["pad_token_id"] = tokenizer.pad_token_id
@@ -98,25 +99,26 @@ def add_adapters(model: PreTrainedModel, arguments: TrainArguments, *, task_type
     return get_peft_model(model, config)
 
 
-def checkpoint_to_resume(training_arguments: TrainingArguments, model: PreTrainedModel | PeftModel) -> str | None:
+def checkpoint_to_resume(training_arguments: TrainingArguments, model: nn.Module) -> str | None:
     """The folder that --resume-from-checkpoint means (`true`: the last one in --output-dir), checked against `model`.
 
     Trainer itself would skip weights that it does not find, and train on with random ones. Raises ValueError.
     """
     wanted = training_arguments.resume_from_checkpoint
-    if wanted is None or str(wanted).lower() == "false":
+    if wanted is None or wanted.lower() == "false":
         return None
     folder = wanted
-    if str(wanted).lower() == "true":
-        output_dir = Path(training_arguments.output_dir)
-        folder = get_last_checkpoint(str(output_dir)) if output_dir.is_dir() else None
-        if folder is None:
+    if wanted.lower() == "true":
+        output_dir = str(training_arguments.output_dir)
+        last = get_last_checkpoint(output_dir) if Path(output_dir).is_dir() else None
+        if last is None:
             raise ValueError(f"--resume-from-checkpoint true: there is no checkpoint-* folder in {output_dir}")
+        folder = last
     prefix = f"--resume-from-checkpoint {folder}:"
     if not (Path(folder) / "trainer_state.json").is_file():
         raise ValueError(f"{prefix} no trainer_state.json; give a checkpoint-* folder that an earlier run has saved")
     adapters = isinstance(model, PeftModel)
-    saved = {}
+    saved: dict[str, list[int]] = {}
     for file in Path(folder).glob("adapter_model*.safetensors" if adapters else "model*.safetensors"):
         with safe_open(file, framework="pt") as tensors:
             saved |= {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118, not a dict
@@ -149,7 +151,7 @@ def train_and_save(trainer: Trainer, arguments: TrainArguments, *, pipeline_tag:
         trainer.save_metrics("eval", evaluation)
         metrics |= evaluation
     trainer.save_state()
-    card = {"tasks": pipeline_tag, "dataset": Path(arguments.train_file).name}
+    card: dict[str, Any] = {"tasks": pipeline_tag, "dataset": Path(arguments.train_file).name}
     if trainer.args.push_to_hub:
         trainer.push_to_hub(**card)
     else:
@@ -158,7 +160,7 @@ def train_and_save(trainer: Trainer, arguments: TrainArguments, *, pipeline_tag:
 
 
 def save_merged(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, adapter_dir: str) -> Path:
-    """Fold the adapter of `adapter_dir` into `base`, the unquantised model it was trained on, and save to `merged` there."""
+    """Fold the adapter of `adapter_dir` into `base`, the unquantised model it adapts, and save to its folder `merged`."""
     folder = Path(adapter_dir) / "merged"
     PeftModel.from_pretrained(base, adapter_dir).merge_and_unload().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
