@@ -84,6 +84,6 @@ def hold_out(rows: Dataset, fraction: float, *, by: str) -> DatasetDict:
     held_out = round(len(rows) * fraction)
     if not len(counts) <= held_out <= len(rows) - len(counts):
         raise ValueError(
-            f"--eval-fraction {fraction} of {len(rows)} rows leaves one side with fewer rows than labels ({len(counts)})"
+            f"--eval-fraction {fraction} of {len(rows)} rows leaves one side fewer rows than labels, {len(counts)}"
         )
     return rows.train_test_split(test_size=fraction, seed=SPLIT_SEED, stratify_by_column=by)

@@ -49,7 +49,7 @@ def load_model(
     """The model of --model under `auto_class`, its new parts drawn from --seed.
 
     Weights are float32, whatever the file holds: an optimiser's small steps vanish in a bfloat16 weight. Under
-    adapters they are frozen, so with --bf16 they are bfloat16. `config_values` and the padding's id go into the config.
+    adapters they are frozen, so with --bf16 they are bfloat16. The config gets `config_values` and the id of padding.
     """
     set_seed(training_arguments.seed)
     config_values["pad_token_id"] = tokenizer.pad_token_id
@@ -104,11 +104,10 @@ def checkpoint_to_resume(training_arguments: TrainingArguments, model: nn.Module
 
     Trainer itself would skip weights that it does not find, and train on with random ones. Raises ValueError.
     """
-    wanted = training_arguments.resume_from_checkpoint
-    if wanted is None or wanted.lower() == "false":
+    folder = str(training_arguments.resume_from_checkpoint or "false")
+    if folder.lower() == "false":
         return None
-    folder = wanted
-    if wanted.lower() == "true":
+    if folder.lower() == "true":
         output_dir = str(training_arguments.output_dir)
         last = get_last_checkpoint(output_dir) if Path(output_dir).is_dir() else None
         if last is None:
@@ -126,8 +125,9 @@ def checkpoint_to_resume(training_arguments: TrainingArguments, model: nn.Module
         wants, kind = ("adapters", "all weights") if adapters else ("all weights", "adapters")
         raise ValueError(f"{prefix} holds no {wants}; was it saved by a run that trained {kind} (--lora)?")
     state = get_peft_model_state_dict(model) if adapters else model.state_dict()
-    tied = () if adapters else model.all_tied_weights_keys
-    ours = {name: list(tensor.shape) for name, tensor in state.items() if name not in tied or name in saved}
+    # Of tied weights one is saved.
+    tied = getattr(model, "all_tied_weights_keys", ())
+    ours = {name: list(tensor.shape) for name, tensor in state.items() if name in saved or name not in tied}
     for name in sorted(saved.keys() | ours.keys()):
         if saved.get(name) != ours.get(name):
             raise ValueError(
@@ -160,7 +160,7 @@ def train_and_save(trainer: Trainer, arguments: TrainArguments, *, pipeline_tag:
 
 
 def save_merged(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, adapter_dir: str) -> Path:
-    """Fold the adapter of `adapter_dir` into `base`, the unquantised model it adapts, and save to its folder `merged`."""
+    """Fold the adapter of `adapter_dir` into `base`, the model it adapts, unquantised; saved to its folder `merged`."""
     folder = Path(adapter_dir) / "merged"
     PeftModel.from_pretrained(base, adapter_dir).merge_and_unload().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
