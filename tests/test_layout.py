@@ -1,0 +1,160 @@
+"""The shape of the repository: who may import whom, what ships, what users see."""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import baichuan_hf
+from tests.helpers import REPOSITORY
+
+
+PACKAGE = REPOSITORY / "baichuan_hf"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+MODEL_FILES = sorted((PACKAGE / "model").glob("*.py"))
+
+# Rank of each folder: a module may import its own folder and those of lower rank. "" is baichuan_hf/__init__.py.
+LAYERS = {
+    **dict.fromkeys(("model", "checkpoints"), 0),
+    **dict.fromkeys(("hub", "data", "adapters", "quantization"), 1),
+    "": 2,
+    **dict.fromkeys(("training", "inference"), 3),
+    **dict.fromkeys(("evaluation", "export", "serving"), 4),
+    "benchmarks": 5,
+    "cli": 6,
+}
+# The same for the files of model/; one that is not named is a family of components.
+MODEL_RANKS = {
+    "presets": 0,
+    "configuration_baichuan": 1,
+    "attention": 3,
+    "moe": 3,
+    "layers": 4,
+    "modeling_baichuan": 5,
+    "registration": 6,
+}
+FAMILY_RANK = 2
+
+TOP_LEVEL = {
+    "CHANGELOG.md",
+    "LICENSE",
+    "Makefile",
+    "README.md",
+    "README.zh-CN.md",
+    "baichuan_hf",
+    "model_cards",
+    "notebooks",
+    "pyproject.toml",
+    "tests",
+}
+
+
+def package_imports(file: Path) -> Iterator[str]:
+    """The modules of this package that `file` imports anywhere, as dotted names."""
+    here = file.relative_to(REPOSITORY).parent.parts
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            parents = here[: len(here) - node.level + 1] if node.level else ()
+            source = ".".join((*parents, *filter(None, [node.module])))
+            members = [f"{source}.{alias.name}" for alias in node.names]
+            names = [member if is_module(member) else source for member in members]
+        else:
+            continue
+        yield from (name for name in names if name.partition(".")[0] == "baichuan_hf")
+
+
+def is_module(name: str) -> bool:
+    path = REPOSITORY.joinpath(*name.split("."))
+    return path.is_dir() or path.with_suffix(".py").is_file()
+
+
+@pytest.mark.parametrize("file", MODULES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_modules_import_only_lower_layers(file):
+    folder = "" if file.parent == PACKAGE else file.relative_to(PACKAGE).parts[0]
+    for name in package_imports(file):
+        target = name.split(".")[1] if "." in name else ""
+        assert target == folder or LAYERS[target] < LAYERS[folder], f"{file} imports {name}"
+
+
+@pytest.mark.parametrize("file", MODEL_FILES, ids=lambda file: file.stem)
+def test_model_folder_imports_only_siblings(file):
+    """A push to the Hub carries siblings only. Its scanner is a pattern like this one, which reads docstrings too."""
+    siblings = {"." + sibling.stem for sibling in MODEL_FILES}
+    for target in re.findall(r"^\s*(?:from|import)\s+(\.\S*|baichuan_hf\S*)", file.read_text(), re.MULTILINE):
+        assert target in siblings, f"{file.name} imports {target}: it would not load from the Hub"
+
+
+@pytest.mark.parametrize("file", MODEL_FILES, ids=lambda file: file.stem)
+def test_model_folder_imports_components_in_order(file):
+    own_rank = MODEL_RANKS.get(file.stem, FAMILY_RANK)
+    for name in package_imports(file):
+        sibling = name.rpartition(".")[2]
+        assert MODEL_RANKS.get(sibling, FAMILY_RANK) <= own_rank, f"{file.stem} imports {sibling}"
+
+
+@pytest.mark.parametrize("file", MODULES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_module_size(file):
+    budget = 900 if file.name == "modeling_baichuan.py" else 600
+    assert len(file.read_text().splitlines()) <= budget
+
+
+def test_public_names_are_listed_and_sorted():
+    internal = {"register", "register_lora_targets"}  # called once, on import
+    public = {name for name, value in vars(baichuan_hf).items() if not isinstance(value, ModuleType)}
+    assert set(baichuan_hf.__all__) == {name for name in public if not name.startswith("_")} - internal
+    classes = [name for name in baichuan_hf.__all__ if name[0].isupper()]
+    assert baichuan_hf.__all__ == sorted(classes) + sorted(set(baichuan_hf.__all__) - set(classes))
+
+
+def test_import_loads_nothing_that_transformers_would_not():
+    """No optional package, and no heavy one such as PEFT or datasets: seconds of every start."""
+    listing = "import json, sys; print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
+    like_ours = "from transformers import AutoModel, AutoTokenizer, LlamaForCausalLM, LlamaTokenizerFast"
+
+    def loaded(statement: str) -> set[str]:
+        command = [sys.executable, "-c", f"{statement}; {listing}"]
+        output = subprocess.run(command, capture_output=True, text=True, check=True, cwd=REPOSITORY).stdout
+        return set(json.loads(output.splitlines()[-1]))
+
+    assert loaded("import baichuan_hf") - loaded(like_ours) == {"baichuan_hf"}
+
+
+def test_wheel_holds_the_whole_package():
+    """Type marker, checkpoints and data included, and nothing beside it."""
+    wheel = pytest.importorskip("hatchling.builders.wheel", reason="needs hatchling: pip install 'baichuan-hf[dev]'")
+    shipped = {file.distribution_path for file in wheel.WheelBuilder(str(REPOSITORY)).recurse_included_files()}
+    present = (file for file in PACKAGE.rglob("*") if file.is_file() and "__pycache__" not in file.parts)
+    assert shipped == {str(file.relative_to(REPOSITORY)) for file in present}
+    assert "baichuan_hf/py.typed" in shipped
+
+
+def test_version_is_written_once():
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+    assert "version" not in project["project"]
+    assert project["tool"]["hatch"]["version"]["path"] == "baichuan_hf/__init__.py"
+
+
+def test_top_level_entries():
+    listing = subprocess.run(["git", "ls-files"], capture_output=True, text=True, cwd=REPOSITORY)
+    if listing.returncode:
+        pytest.skip(f"not a git checkout: {listing.stderr.strip()}")
+    entries = {line.partition("/")[0] for line in listing.stdout.splitlines()}
+    assert {entry for entry in entries if not entry.startswith(".")} <= TOP_LEVEL
+
+
+@pytest.mark.parametrize("readme", sorted(REPOSITORY.glob("README*.md")), ids=lambda file: file.name)
+def test_readme_python_blocks_run(readme, tmp_path):
+    blocks = re.findall(r"^```python\n(.*?)^```", readme.read_text(), re.MULTILINE | re.DOTALL)
+    script = tmp_path / "blocks.py"
+    script.write_text("\n".join(blocks))
+    result = subprocess.run([sys.executable, script], capture_output=True, text=True, cwd=tmp_path, timeout=300)
+    assert result.returncode == 0, result.stderr
