@@ -34,7 +34,8 @@ def build_chat_input(
         tokenizer: tokenizer of a Baichuan model.
         messages: `{"role": ..., "content": ...}` each; roles `user`, `assistant` and, in Baichuan2, `system` first.
         model_max_length: context length of the model, `model.config.model_max_length`.
-        max_new_tokens: tokens to keep free for the answer. The first generation never keeps more than half the context.
+        max_new_tokens: tokens to keep free for the answer; the first generation never keeps more than half the
+            context.
         generation: 1 (Baichuan-13B-Chat) or 2 (Baichuan2-Chat); by default the one of the tokenizer's vocabulary.
 
     Returns:

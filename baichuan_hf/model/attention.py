@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb, eager_attention_forward
 
 from .configuration_baichuan import BaichuanConfig
+from .positions import HeadDims
 
 
 class BaichuanAttention(nn.Module):
@@ -47,6 +49,7 @@ class BaichuanAttention(nn.Module):
         attention_mask: Any = None,
         position_embeddings: tuple[Tensor, Tensor] | None = None,
         past_key_values: Cache | None = None,
+        head_dims: HeadDims | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """hidden_states: (B, T, hidden_size) -> same shape, and the attention weights where the backend has them."""
@@ -61,8 +64,10 @@ class BaichuanAttention(nn.Module):
 
         if isinstance(attention_mask, Tensor):
             attention_mask = self._local_heads(attention_mask, query.shape[1])
-        if (position_bias := kwargs.get("position_bias")) is not None:
-            kwargs["position_bias"] = self._local_heads(position_bias, query.shape[1])
+        if head_dims is not None:
+            extra_query = self._local_heads(head_dims.query, query.shape[1])
+            query = torch.cat([query, extra_query.expand(*query.shape[:3], -1)], dim=-1)
+            key = torch.cat([key, head_dims.key.expand(*key.shape[:3], -1)], dim=-1)
         attend: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
@@ -84,7 +89,7 @@ class BaichuanAttention(nn.Module):
         return self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)
 
     def _local_heads(self, bias: Tensor, num_heads: int) -> Tensor:
-        """The part of a mask or bias (B, H or 1, T, S) that belongs to this process's heads."""
+        """The part of a mask or the like, (B, H or 1, ...), that belongs to this process's heads."""
         if bias.shape[1] in (1, num_heads):
             return bias
         mesh = self.o_proj.weight.device_mesh

@@ -27,7 +27,8 @@ FIRST_GENERATION = """\
 {%- if add_generation_prompt -%}{{- 'ASSISTANT_TOKEN' -}}{%- endif -%}
 """
 
-# Baichuan2: the system text stands first, unmarked; no </s>; an assistant mark follows unless the assistant spoke last.
+# Baichuan2: the system text stands first, unmarked; no </s>; an assistant mark follows unless the assistant spoke
+# last.
 SECOND_GENERATION = """\
 {%- for message in messages -%}
 {%- if message['role'] == 'system' -%}
@@ -47,7 +48,7 @@ TEMPLATES = {1: FIRST_GENERATION, 2: SECOND_GENERATION}
 
 
 def chat_generation(user_token: str | None) -> int | None:
-    """Which generation's prompt format a vocabulary with this piece 195 has: 1, 2, or None if it is none of Baichuan's."""
+    """The generation, 1 or 2, of a vocabulary by the name of its piece 195, or None if it is none of Baichuan's."""
     return {"<reserved_102>": 1, "<reserved_106>": 2}.get(user_token or "")
 
 

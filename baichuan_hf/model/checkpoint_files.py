@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import re
+import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ LFS_POINTER_START = b"version https://git-lfs"
 INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
+SAVED_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 LAYER_KEY = re.compile(r"(^|\.)(layers\.\d+\.|embed_tokens\.)")
 # The config fields that the shape of a weight follows from.
 SIZE_FIELDS = {
@@ -79,16 +81,35 @@ def check_loaded_weights(
         raise RuntimeError(
             f"{key} is {tuple(in_file)} in {checkpoint}, but {tuple(in_model)} by its config"
             f" ({len(mismatched)} such weights). Likely cause: {fields} in config.json"
-            f" ({', '.join(f'{name}={getattr(config, name)}' for name in fields.split(' or '))}) is not what the weights"
-            " were made with. Correct it, or pass ignore_mismatched_sizes=True to start such weights at random."
+            f" ({', '.join(f'{name}={getattr(config, name)}' for name in fields.split(' or '))}) is not what the"
+            " weights were made with. Correct it, or pass ignore_mismatched_sizes=True to start them at random."
         )
     missing = sorted(key for key in missing_keys if LAYER_KEY.search(key))
     if missing:
         raise OSError(
-            f"{checkpoint} lacks {len(missing)} weights of the layers, first {missing[0]}: a shard is not in the index,"
-            f" the files are incomplete, or num_hidden_layers={config.num_hidden_layers} is too large."
+            f"{checkpoint} lacks {len(missing)} weights of the layers, first {missing[0]}: a shard is not in the"
+            f" index, the files are incomplete, or num_hidden_layers={config.num_hidden_layers} is too large."
             " Download the checkpoint again."
         )
+
+
+@contextmanager
+def written_beside(folder: str | os.PathLike) -> Iterator[Path]:
+    """A temporary folder whose files replace those of `folder` once the block has ended; if it fails (a full disk, say),
+    the files of `folder` stay as they are. Weight files of an earlier save that the new ones do not replace are removed.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as temporary:
+        yield Path(temporary)
+        written = {path.relative_to(temporary) for path in Path(temporary).rglob("*") if path.is_file()}
+        for path in sorted(written):
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(Path(temporary) / path, folder / path)
+    if any(SAVED_WEIGHTS.fullmatch(path.name) for path in written):
+        for path in folder.iterdir():
+            if SAVED_WEIGHTS.fullmatch(path.name) and Path(path.name) not in written:
+                path.unlink()
 
 
 def find_problem(folder: Path) -> str | None:
@@ -134,5 +155,6 @@ def _find_file_problem(path: Path) -> str | None:
             f" {str(error).splitlines()[0]} Get the weights as safetensors from a source you trust."
         )
     except (SafetensorError, RuntimeError, EOFError, ValueError, OSError) as error:
-        return f"{size} is damaged or cut short: {str(error).splitlines()[0] if str(error) else error!r}. Download it again."
+        reason = str(error).splitlines()[0] if str(error) else repr(error)
+        return f"{size} is damaged or cut short: {reason}. Download it again."
     return None

@@ -205,9 +205,8 @@ class BaichuanConfig(PreTrainedConfig):
                 f"model_type is {model_type!r}, not {cls.model_type!r}: this is no Baichuan checkpoint. Load it with"
                 " transformers' AutoConfig and AutoModel classes."
             )
-        overrides = {
-            key: kwargs.pop(key) for key in list(kwargs) if key in cls.__dataclass_fields__ and key != "dtype"
-        }
+        fields = set(cls.__dataclass_fields__) - {"dtype"}
+        overrides = {key: kwargs.pop(key) for key in list(kwargs) if key in fields}
         return super().from_dict({**config_dict, **infer_family(config_dict), **overrides}, **kwargs)
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -244,9 +243,8 @@ class BaichuanConfig(PreTrainedConfig):
             self.layer_types = [kind] * self.num_hidden_layers
 
         if self.rope_parameters is not None:
-            self.rope_parameters = dict(
-                self.rope_parameters
-            )  # the base class fills it in; the caller's stays as it is
+            # The base class fills it in; the caller's stays as it is.
+            self.rope_parameters = dict(self.rope_parameters)
         super().__post_init__(**kwargs)
         if self.position_embedding_type != "rope":
             self.rope_parameters = None
@@ -307,10 +305,8 @@ class BaichuanConfig(PreTrainedConfig):
 
     def validate_activation(self) -> None:
         if self.hidden_act not in ACT2FN:
-            nearest = _nearest(self.hidden_act, ACT2FN)
-            raise ValueError(
-                f"hidden_act={self.hidden_act!r} is unknown{nearest}. Allowed: {', '.join(sorted(ACT2FN))}."
-            )
+            nearest, allowed = _nearest(self.hidden_act, ACT2FN), ", ".join(sorted(ACT2FN))
+            raise ValueError(f"hidden_act={self.hidden_act!r} is unknown{nearest}. Allowed: {allowed}.")
 
     def validate_attention(self) -> None:
         allowed = ("full_attention", "sliding_attention")

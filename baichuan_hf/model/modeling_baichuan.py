@@ -5,8 +5,10 @@ Shape legend: B batch, T tokens, S tokens with the cached ones.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +26,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .attention import BaichuanAttention
-from .checkpoint_files import check_loaded_weights, explain_loading_errors
+from .checkpoint_files import check_loaded_weights, explain_loading_errors, written_beside
 from .configuration_baichuan import BaichuanConfig
 from .layers import BaichuanDecoderLayer
 from .lm_head import NormHead, build_lm_head, max_z_loss
@@ -32,6 +34,9 @@ from .normalization import build_normalization
 from .positions import AlibiEmbedding, build_positions, check_alibi_backend
 from .tensor_parallel import check_tensor_parallel
 
+
+# What `save_pretrained(push_to_hub=True)` takes for the Hub.
+HUB_OPTIONS = {"repo_id", "commit_message", "private", "revision", "create_pr", "commit_description", "tags"}
 
 MASKS = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
 
@@ -76,6 +81,25 @@ class BaichuanPreTrainedModel(PreTrainedModel):
             mismatched = [] if ignore_mismatched else info["mismatched_keys"]
             check_loaded_weights(pretrained_model_name_or_path, model.config, info["missing_keys"], mismatched)
         return (model, info) if wants_info else model
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        is_main_process: bool = True,
+        *args: Any,
+        push_to_hub: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """As in transformers, but the files are written beside and then renamed: a save that fails loses nothing."""
+        if not is_main_process:
+            super().save_pretrained(save_directory, False, *args, **kwargs)
+            return
+        hub_options = {key: kwargs.pop(key) for key in HUB_OPTIONS & kwargs.keys()}
+        with written_beside(save_directory) as temporary:
+            super().save_pretrained(temporary, True, *args, **kwargs)
+        if push_to_hub:
+            hub_options.setdefault("repo_id", Path(save_directory).name)
+            self.push_to_hub(**hub_options, **kwargs)
 
     def _check_and_adjust_attn_implementation(self, attn_implementation: str | None, *args: Any, **kwargs: Any) -> str:
         if self.config.position_embedding_type == "alibi":
@@ -177,7 +201,7 @@ class BaichuanModel(BaichuanPreTrainedModel):
         past_key_values: Cache | None,
         kwargs: dict[str, Any],
     ) -> tuple[Any, dict[str, Any]]:
-        """The mask of one kind of layer with the positions' bias, and what else the attention function must be told."""
+        """The mask of one kind of layer with the positions' bias, and what else the attention function is told."""
         if isinstance(attention_mask, dict):
             mask = attention_mask[kind]
         else:
@@ -187,7 +211,7 @@ class BaichuanModel(BaichuanPreTrainedModel):
                 attention_mask=attention_mask,
                 past_key_values=past_key_values,
                 position_ids=position_ids,
-                **self.positions.mask_options,
+                **self.positions.mask_options(inputs_embeds, kwargs),
             )
         return self.positions.bias(
             mask,

@@ -6,9 +6,10 @@ Shape legend: B batch, H heads, T queries, S keys, D head dimension.
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Cache, initialization
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
@@ -19,7 +20,9 @@ from .configuration_baichuan import BaichuanConfig
 class RotaryEmbedding(LlamaRotaryEmbedding):
     """Rotary position embedding (Su et al. 2021) with every scaling of transformers' `rope_parameters`."""
 
-    mask_options: ClassVar[dict[str, Any]] = {}
+    def mask_options(self, hidden_states: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """What the function that makes the attention mask must be told: nothing."""
+        return {}
 
     def rotation(self, hidden_states: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Cosine and sine, each (B, T, D), for `position_ids` (B, T)."""
@@ -33,17 +36,29 @@ class RotaryEmbedding(LlamaRotaryEmbedding):
         """The frequencies are initialised by transformers itself, which knows this module by its attributes."""
 
 
+class HeadDims(NamedTuple):
+    """Dimensions to append to every query and key, so that their product adds a bias to the scores."""
+
+    query: Tensor  # (1, H, 1, extra)
+    key: Tensor  # (1, 1, S, extra)
+
+
 class AlibiEmbedding(nn.Module):
     """Attention with linear biases (Press et al. 2022): slope * (key position - query position) on every score.
 
-    Only distances between columns count, so left padding and packing need no care. `alibi_scaling` flattens the slopes
-    for sequences beyond the trained length: `linear` divides all by `factor`, `ntk` leaves the steepest slope (near
-    tokens) and divides the flattest (far tokens) by `factor`, geometrically in between (github.com/keezen/ntk_alibi),
-    `dynamic` is `ntk` with the factor length / `max_position_embeddings`.
+    Only distances between columns count, so left padding and packing need no care. The bias takes one of two forms:
+    folded into the attention mask, which holds heads x queries x keys numbers; or, where that would be large, as extra
+    dimensions of queries and keys, whose product is the bias up to a constant per query, which softmax cancels
+    (FlashBias, Wu et al. 2025). The second is what FlexAttention and long inputs on an accelerator get.
+
+    `alibi_scaling` flattens the slopes for sequences beyond the trained length: `linear` divides all by `factor`, `ntk`
+    leaves the steepest slope (near tokens) and divides the flattest (far tokens) by `factor`, geometrically in between
+    (github.com/keezen/ntk_alibi), `dynamic` is `ntk` with the factor length / `max_position_embeddings`.
     """
 
     BACKENDS = ("eager", "sdpa", "flex_attention", "paged|eager", "paged|sdpa")
-    mask_options: ClassVar[dict[str, Any]] = {"allow_is_causal_skip": False}  # the bias needs a mask to be added to
+    # With fewer queries at once the mask is small, and copying the cached keys to append to them costs more.
+    MIN_QUERIES_FOR_HEAD_DIMS = 64
 
     def __init__(self, config: BaichuanConfig) -> None:
         super().__init__()
@@ -56,6 +71,10 @@ class AlibiEmbedding(nn.Module):
     def rotation(self, hidden_states: Tensor, position_ids: Tensor) -> None:
         """ALiBi leaves queries and keys alone."""
 
+    def mask_options(self, hidden_states: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """What the function that makes the attention mask must be told: that a bias is to be added to it."""
+        return {} if self._uses_head_dims(hidden_states, kwargs) else {"allow_is_causal_skip": False}
+
     def bias(
         self,
         mask: Any,
@@ -65,43 +84,53 @@ class AlibiEmbedding(nn.Module):
         layer_idx: int,
         **kwargs: Any,
     ) -> tuple[Any, dict[str, Any]]:
-        """The attention mask with the bias added, or the bias beside it for FlexAttention.
+        """The attention mask with the bias added, or the mask as it is and the bias as head dimensions.
 
         Args:
-            mask: what transformers made for the backend: (B, 1, T, S), boolean or additive, or a `BlockMask`.
+            mask: what transformers made for the backend: (B, 1, T, S), boolean or additive, a `BlockMask` or None.
             hidden_states: (B, T, hidden_size), for length, dtype and device.
             past_key_values: cache, asked how far its keys reach.
             layer_idx: a layer whose cache has the length that `mask` was made for.
             kwargs: of continuous batching, the lengths of the sequences that one row holds.
 
         Returns:
-            The mask (B, H, T, S) and further keyword arguments of the attention function.
+            The mask, with the bias (B, H, T, S), and further keyword arguments of `BaichuanAttention`.
 
         Raises:
             ValueError: the attention backend would drop the bias.
         """
-        backend = self.config._attn_implementation
-        check_alibi_backend(backend)
+        check_alibi_backend(self.config._attn_implementation)
         q_length, device = hidden_states.shape[1], hidden_states.device
-        kv_length = mask.shape[-1]
         kv_start: int | Tensor = 0
         q_positions = torch.arange(q_length, device=device)
         if past_key_values is not None:
-            kv_start = past_key_values.get_mask_sizes(q_length, layer_idx)[1]
+            kv_length, kv_start = past_key_values.get_mask_sizes(q_length, layer_idx)
             q_positions = q_positions + past_key_values.get_query_offset(layer_idx)
-        elif (cu_k := kwargs.get("cu_seq_lens_k")) is not None:
-            cu_k = cu_k[self.config.layer_types[layer_idx]] if isinstance(cu_k, dict) else cu_k
-            q_positions = _packed_query_columns(q_positions, kwargs["cu_seq_lens_q"], cu_k)
+        else:
+            kv_length = q_length if mask is None else mask.shape[-1]
+            if (cu_k := kwargs.get("cu_seq_lens_k")) is not None:
+                cu_k = cu_k[self.config.layer_types[layer_idx]] if isinstance(cu_k, dict) else cu_k
+                q_positions = _packed_query_columns(q_positions, kwargs["cu_seq_lens_q"], cu_k)
         k_positions = torch.arange(kv_length, device=device) + kv_start
+        slopes = self._scaled_slopes(k_positions)
 
+        if self._uses_head_dims(hidden_states, kwargs):
+            scaling = self.config.head_dim**-0.5
+            return mask, {"head_dims": alibi_head_dims(slopes / scaling, kv_length, hidden_states.dtype)}
         distance = (k_positions[None, :] - q_positions[:, None]).float()  # (T, S), zero or negative where allowed
-        bias = (self._scaled_slopes(k_positions)[:, None, None] * distance).to(hidden_states.dtype)[None]
-        if backend == "flex_attention":
-            return mask, {"position_bias": bias.expand(hidden_states.shape[0], -1, -1, -1)}
+        bias = (slopes[:, None, None] * distance).to(hidden_states.dtype)[None]
         lowest = torch.finfo(hidden_states.dtype).min
         if mask.dtype == torch.bool:
             return torch.where(mask, bias, lowest), {}
         return (bias + mask).clamp(min=lowest), {}
+
+    def _uses_head_dims(self, hidden_states: Tensor, kwargs: dict[str, Any]) -> bool:
+        backend = self.config._attn_implementation
+        if backend == "flex_attention":
+            return True
+        long = hidden_states.shape[1] >= self.MIN_QUERIES_FOR_HEAD_DIMS
+        # The paged cache of continuous batching adds its keys inside the attention function, after these dimensions.
+        return backend == "sdpa" and long and hidden_states.device.type != "cpu" and kwargs.get("cache") is None
 
     def _scaled_slopes(self, k_positions: Tensor) -> Tensor:
         scaling = self.config.alibi_scaling
@@ -128,6 +157,30 @@ def alibi_slopes(num_heads: int) -> Tensor:
     slopes = _geometric_slopes(closest)
     slopes += _geometric_slopes(2 * closest)[0::2][: num_heads - closest]
     return torch.tensor(slopes, dtype=torch.float32)
+
+
+def alibi_head_dims(slopes: Tensor, kv_length: int, dtype: torch.dtype) -> HeadDims:
+    """Head dimensions whose product is slope * key position, exact in low precision too.
+
+    Positions, counted back from the last key, are split into two digits of base 256 and slopes into three parts, each of
+    which `dtype` represents exactly; attention sums the products in float32. Padded to 8, as kernels want it.
+
+    Args:
+        slopes: (H,) float32, divided by the scale of the scores.
+        kv_length: number of keys S, at most 65,536 for exact digits.
+        dtype: of queries and keys.
+    """
+    positions = torch.arange(1 - kv_length, 1, device=slopes.device)
+    low = positions.remainder(256)
+    digits = torch.stack([(positions - low) / 256, low.float()], dim=-1).to(dtype)  # (S, 2)
+    parts, rest = [], slopes
+    for _ in range(3):
+        part = rest.to(dtype)
+        parts += [part * 256, part]
+        rest = rest - part.float()
+    query = torch.stack(parts, dim=-1)  # (H, 6)
+    key = digits.repeat(1, 3)  # (S, 6)
+    return HeadDims(F.pad(query, (0, 2))[None, :, None], F.pad(key, (0, 2))[None, None])
 
 
 def check_alibi_backend(attn_implementation: str | None) -> None:

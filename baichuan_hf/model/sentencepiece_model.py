@@ -1,4 +1,4 @@
-"""Reads a SentencePiece `tokenizer.model` and builds an equal `tokenizers.Tokenizer`, without the sentencepiece library.
+"""Reads a SentencePiece `tokenizer.model` and builds an equal `tokenizers.Tokenizer`, without the library.
 
 The file is a protobuf message (sentencepiece_model.proto): pieces with score and type, the trainer's settings and the
 normaliser's.

@@ -16,9 +16,9 @@ from .sentencepiece_model import SentencePieceModel, join_bytes
 class BaichuanTokenizer(TokenizersBackend):
     """
     Byte-level-fallback BPE of the Baichuan families, built from `tokenizer.model` (or `tokenizer.json`) with the ids
-    and texts of the original tokenizer. `<reserved_N>` are ordinary pieces; only `<unk>`, `<s>` and `</s>` are special.
-    The chat template of the generation is there unless the folder has one of its own. Padding stands on the right, as
-    originally; load with `padding_side="left"` to generate for a batch.
+    and texts of the original tokenizer. `<reserved_N>` are ordinary pieces; only `<unk>`, `<s>` and `</s>` are
+    special. The chat template of the generation is there unless the folder has one of its own. Padding stands on the
+    right, as originally; load with `padding_side="left"` to generate for a batch.
 
     One difference: with `skip_special_tokens=False` the original puts a space before the text in front of a special
     token; here decoding gives back what was encoded.
