@@ -210,8 +210,8 @@ def test_bfloat16_over_the_whole_context(golden, attention):
     ],
 )
 def test_flex_attention(family, case):
-    """On a CPU flex has a forward without gradients, for fixed shapes: for keys of variable length and a bias, torch 2.13
-    writes C++ that does not compile."""
+    """On a CPU flex has a forward without gradients, for fixed shapes: with a bias and keys of variable length torch
+    2.13 writes C++ that does not compile."""
     golden = load_golden(family)
     expected, prefix = golden.tensors, "" if case == "plain" else f"{case}."
     mask = expected.get(f"{prefix}attention_mask")
