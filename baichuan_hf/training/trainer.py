@@ -122,8 +122,8 @@ def checkpoint_to_resume(training_arguments: TrainingArguments, model: nn.Module
         with safe_open(file, framework="pt") as tensors:
             saved |= {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118, not a dict
     if not saved:
-        wants, kind = ("adapters", "all weights") if adapters else ("all weights", "adapters")
-        raise ValueError(f"{prefix} holds no {wants}; was it saved by a run that trained {kind} (--lora)?")
+        missing = "adapter; this run has --lora or --qlora" if adapters else "full model; this run trains all weights"
+        raise ValueError(f"{prefix} holds no {missing}, the one that saved it did not")
     state = get_peft_model_state_dict(model) if adapters else model.state_dict()
     # Of tied weights one is saved.
     tied = getattr(model, "all_tied_weights_keys", ())
@@ -160,7 +160,7 @@ def train_and_save(trainer: Trainer, arguments: TrainArguments, *, pipeline_tag:
 
 
 def save_merged(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, adapter_dir: str) -> Path:
-    """Fold the adapter of `adapter_dir` into `base`, the model it adapts, unquantised; saved to its folder `merged`."""
+    """Fold the adapter of `adapter_dir` into `base`, the model it adapts, and save to the folder `merged` in there."""
     folder = Path(adapter_dir) / "merged"
     PeftModel.from_pretrained(base, adapter_dir).merge_and_unload().save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -1,0 +1,277 @@
+"""`train_classifier`: what it learns, writes, refuses, and goes on from."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from datasets import ClassLabel, Dataset
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification, EvalPrediction, Trainer, TrainingArguments, pipeline
+
+from baichuan_hf.training import TrainArguments, train, train_classifier
+from baichuan_hf.training.classify import classification_metrics, load_labelled_texts
+from tests.helpers.checkpoint import reviews, save_checkpoint, write_csv
+
+
+def ours(train_file, **values):
+    values = {"model": "micro", "text_column": "review", "label_column": "stars", "max_length": 16} | values
+    return TrainArguments(task="classify", train_file=str(train_file), **values)
+
+
+def theirs(folder, **values):
+    defaults = {
+        "num_train_epochs": 4,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 5e-3,
+        "save_strategy": "no",
+        "use_cpu": True,
+        "disable_tqdm": True,
+    }
+    return TrainingArguments(output_dir=str(folder), **(defaults | values))
+
+
+METHODS = [pytest.param({}, id="full"), pytest.param({"lora": True, "lora_dropout": 0.1, "lora_r": 4}, id="lora")]
+
+
+def test_full_fine_tuning_learns_and_writes_a_loadable_model(checkpoint, reviews_csv, tmp_path):
+    metrics = train(ours(reviews_csv, model=str(checkpoint)), theirs(tmp_path))
+    assert metrics["eval_accuracy"] == metrics["eval_f1_macro"] == 1.0
+    assert metrics["eval_majority_accuracy"] == 0.5
+    assert json.loads((tmp_path / "all_results.json").read_text()) == pytest.approx(metrics)
+    assert (tmp_path / "trainer_state.json").is_file()
+    assert "eval_accuracy" not in (tmp_path / "README.md").read_text()
+    assert "Accuracy: 1.0" in (tmp_path / "README.md").read_text()
+
+    classify = pipeline("text-classification", model=str(tmp_path))
+    assert [answer["label"] for answer in classify(["99 很好", "98 awful", "97 great"])] == ["good", "bad", "good"]
+    assert classify.model.dtype == torch.float32  # the bfloat16 of the file would lose small steps
+    assert (tmp_path / "tokenizer.model").is_file()
+
+
+def test_lora_trains_adapter_and_head_and_merges_to_the_same_model(checkpoint, reviews_csv, tmp_path):
+    arguments = ours(reviews_csv, model=str(checkpoint), lora=True, lora_r=4, merge=True)
+    metrics = train(arguments, theirs(tmp_path, num_train_epochs=8, learning_rate=1e-2))
+    assert metrics["eval_accuracy"] == 1.0
+
+    names = load_file(tmp_path / "adapter_model.safetensors").keys()
+    assert {name.split(".")[-2] for name in names} == {"lora_A", "lora_B", "score"}
+    assert all("W_pack" in name or "score" in name for name in names)
+    merged = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
+    adapted = AutoModelForSequenceClassification.from_pretrained(tmp_path, dtype=torch.float32)
+    ids = torch.arange(40, 60)[None]
+    torch.testing.assert_close(merged(ids).logits, adapted(ids).logits, atol=1e-5, rtol=1e-5)
+    assert merged.config.id2label == {0: "bad", 1: "good"}
+    base = load_file(checkpoint / "model.safetensors")["model.layers.0.self_attn.W_pack.weight"]
+    assert not torch.equal(merged.model.layers[0].self_attn.W_pack.weight, base.float())
+
+
+def test_all_linear_adapts_every_projection(checkpoint, reviews_csv, tmp_path):
+    arguments = ours(reviews_csv, model=str(checkpoint), lora=True, lora_target_modules=["all-linear"])
+    train(arguments, theirs(tmp_path, max_steps=1))
+    names = load_file(tmp_path / "adapter_model.safetensors").keys()
+    adapted = {name.split(".")[-3] for name in names if "lora_A" in name}
+    assert adapted == {"W_pack", "o_proj", "gate_proj", "up_proj", "down_proj"}
+
+
+def test_from_scratch_ignores_the_weights(checkpoint, reviews_csv, tmp_path):
+    arguments = ours(reviews_csv, model=str(checkpoint), from_scratch=True, eval_fraction=0)
+    metrics = train(arguments, theirs(tmp_path, max_steps=1, learning_rate=0.0))
+    trained, given = load_file(tmp_path / "model.safetensors"), load_file(checkpoint / "model.safetensors")
+    assert not torch.equal(trained["model.embed_tokens.weight"], given["model.embed_tokens.weight"].float())
+    assert "eval_accuracy" not in metrics
+
+
+def test_best_model_is_kept(checkpoint, reviews_csv, tmp_path):
+    settings = {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True}
+    # The rate is far too high for the later epochs to be the better ones.
+    train(ours(reviews_csv, model=str(checkpoint)), theirs(tmp_path, learning_rate=0.3, **settings))
+    state = json.loads((tmp_path / "trainer_state.json").read_text())
+    losses = {entry["step"]: entry["eval_loss"] for entry in state["log_history"] if "eval_loss" in entry}
+    assert state["best_global_step"] != state["global_step"]
+    best = load_file(tmp_path / f"checkpoint-{state['best_global_step']}" / "model.safetensors")
+    kept = load_file(tmp_path / "model.safetensors")
+    assert min(losses, key=losses.get) == state["best_global_step"]
+    assert all(torch.equal(kept[name], best[name]) for name in best)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_interrupted_and_resumed_equals_uninterrupted(checkpoint, reviews_csv, tmp_path, monkeypatch, method):
+    arguments = ours(reviews_csv, model=str(checkpoint), **method)
+    settings = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 3}
+    train(arguments, theirs(tmp_path / "whole", **settings))
+
+    steps, training_step = [], Trainer.training_step
+
+    def interrupted_step(self, *args, **kwargs):
+        steps.append(1)
+        if len(steps) == 9:  # steps 7 and 8 are lost: the last checkpoint is that of step 6, within the first epoch
+            raise KeyboardInterrupt
+        return training_step(self, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "training_step", interrupted_step)
+    with pytest.raises(KeyboardInterrupt):
+        train(arguments, theirs(tmp_path / "parts", **settings))
+    train(arguments, theirs(tmp_path / "parts", resume_from_checkpoint="true", **settings))
+    assert len(steps) == 9 + 20 - 6
+
+    file = "adapter_model.safetensors" if method else "model.safetensors"
+    whole, parts = load_file(tmp_path / "whole" / file), load_file(tmp_path / "parts" / file)
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+@pytest.fixture(scope="module")
+def two_runs(tmp_path_factory, checkpoint, reviews_csv):
+    """A checkpoint-1 of full fine-tuning, one of LoRA."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name, method in {"full": {}, "lora": {"lora": True}}.items():
+        arguments = ours(reviews_csv, model=str(checkpoint), **method)
+        train(arguments, theirs(folder / name, max_steps=1, save_strategy="steps", save_steps=1))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("resume", "values", "message"),
+    [
+        pytest.param("true", {}, "there is no checkpoint-", id="none"),
+        pytest.param(".", {}, "no trainer_state.json", id="no-checkpoint"),
+        pytest.param("full/checkpoint-1", {"lora": True}, "holds no adapter; this run has --lora", id="full"),
+        pytest.param("lora/checkpoint-1", {}, "holds no full model; this run trains all", id="lora"),
+        pytest.param("lora/checkpoint-1", {"lora": True, "lora_r": 2}, r"lora_A.* \[16, 32\] there, \[2, 32\]", id="rank"),
+        pytest.param("full/checkpoint-1", {"model": "other"}, r"saved by another model .*\[5000, 32\] there", id="model"),
+    ],
+)
+def test_foreign_checkpoint_is_refused(checkpoint, reviews_csv, two_runs, tmp_path, resume, values, message):
+    values = {"model": str(checkpoint)} | values
+    if values["model"] == "other":
+        values["model"] = str(save_checkpoint(tmp_path / "other", hidden_size=64))
+    resume = resume if resume == "true" else str(two_runs / resume)
+    with pytest.raises(ValueError, match=message):
+        train(ours(reviews_csv, **values), theirs(tmp_path / "out", resume_from_checkpoint=resume))
+
+
+def test_unknown_task_lists_those_there_are(reviews_csv, tmp_path):
+    arguments = ours(reviews_csv)
+    arguments.task = "translate"
+    with pytest.raises(ValueError, match="--task 'translate': unknown; there is classify"):
+        train(arguments, theirs(tmp_path))
+
+
+def test_qlora_without_bitsandbytes_says_what_to_install(checkpoint, reviews_csv, tmp_path, monkeypatch):
+    monkeypatch.setattr("baichuan_hf.training.trainer.is_bitsandbytes_available", lambda: False)
+    with pytest.raises(ImportError, match=r"pip install 'baichuan-hf\[quantization\]'"):
+        train_classifier(ours(reviews_csv, model=str(checkpoint), qlora=True), theirs(tmp_path))
+
+
+def test_qlora_trains_over_four_bits_and_merges_into_the_full_model(tmp_path, reviews_csv):
+    pytest.importorskip("bitsandbytes")
+    model = save_checkpoint(tmp_path / "model", hidden_size=64, intermediate_size=64)
+    arguments = ours(reviews_csv, model=str(model), qlora=True, merge=True)
+    metrics = train(arguments, theirs(tmp_path / "out", learning_rate=1e-2))
+    assert metrics["eval_accuracy"] == 1.0
+    classify = pipeline("text-classification", model=str(tmp_path / "out" / "merged"))
+    assert [answer["label"] for answer in classify(["99 很好", "98 awful"])] == ["good", "bad"]
+
+
+# Reading the rows -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        pytest.param(["b", "a", "c"], ["a", "b", "c"], id="words"),
+        pytest.param([10, 9, -1], ["-1", "9", "10"], id="numbers"),
+        pytest.param([1.0, 0.0, None], ["0", "1"], id="floats"),
+        pytest.param([True, False, True], ["False", "True"], id="booleans"),
+    ],
+)
+def test_labels_are_discovered(tmp_path, labels, names):
+    rows = Dataset.from_dict({"review": [str(i) for i in range(12)], "stars": labels * 4})
+    rows.to_parquet(tmp_path / "x.parquet")
+    train_rows = load_labelled_texts(ours(tmp_path / "x.parquet", from_scratch=True, eval_fraction=0))["train"]
+    assert train_rows.features["label"].names == names
+    expected = [str(int(label) if isinstance(label, float) else label) for label in labels * 4 if label is not None]
+    assert [names[index] for index in train_rows["label"]] == expected
+
+
+def test_names_of_a_data_set_are_kept(tmp_path):
+    rows = Dataset.from_dict({"review": list("abcd"), "stars": [1, 0, -1, 1]})
+    rows.cast_column("stars", ClassLabel(names=["poor", "fine", "grand"])).to_parquet(tmp_path / "x.parquet")
+    train_rows = load_labelled_texts(ours(tmp_path / "x.parquet", from_scratch=True, eval_fraction=0))["train"]
+    assert train_rows.features["label"].names == ["poor", "fine", "grand"]
+    assert list(train_rows["label"]) == [1, 0, 1]
+
+
+def test_incomplete_rows_and_imbalance_are_reported(tmp_path, caplog):
+    rows = [{"review": f"text {i}", "stars": "a" if i < 9 else "b"} for i in range(12)]
+    write_csv(tmp_path / "x.csv", [*rows, {"review": " ", "stars": "a"}, {"review": "NA", "stars": ""}])
+    splits = load_labelled_texts(ours(tmp_path / "x.csv", from_scratch=True, eval_fraction=0))
+    assert len(splits["train"]) == 12
+    assert "2 of 14 rows lack a text or a label" in caplog.text
+    assert "a 9 (75%), b 3 (25%)" in caplog.text
+
+
+def test_evaluation_file_is_used_as_it_is(tmp_path):
+    train_file = write_csv(tmp_path / "train.csv", reviews(8))
+    eval_file = write_csv(tmp_path / "eval.csv", reviews(4))
+    splits = load_labelled_texts(ours(train_file, eval_file=str(eval_file), from_scratch=True))
+    assert (len(splits["train"]), splits["test"]["text"][:]) == (8, [row["review"] for row in reviews(4)])
+
+
+@pytest.mark.parametrize(
+    ("rows", "evaluation", "message"),
+    [
+        pytest.param({"text": ["a"], "stars": ["x"]}, None, "--text-column 'review' .* 'text', 'stars'", id="text"),
+        pytest.param({"review": ["a"], "label": ["x"]}, None, "--label-column 'stars' .* 'review', 'label'", id="label"),
+        pytest.param({"review": ["", "b"], "stars": ["x", ""]}, None, "none of 2 rows has both", id="empty"),
+        pytest.param({"review": ["a", "b"], "stars": ["x", "x"]}, None, "every label is 'x'", id="one-label"),
+        pytest.param({"review": ["a"], "stars": [["x", "y"]]}, None, r"holds \['x', 'y'\]; .* one class", id="lists"),
+        pytest.param({"review": ["a"], "stars": [0.5]}, None, "holds 0.5; .* one class", id="fractions"),
+        pytest.param(
+            {"review": ["a", "b"], "stars": ["x", "y"]},
+            {"review": ["c"], "stars": ["z"]},
+            "eval.jsonl: label 'z' is not among those to learn: 'x', 'y'",
+            id="unseen",
+        ),
+    ],
+)
+def test_rows_that_cannot_be_learnt_from_are_refused(tmp_path, rows, evaluation, message):
+    Dataset.from_dict(rows).to_json(tmp_path / "x.jsonl")
+    values = {}
+    if evaluation:
+        Dataset.from_dict(evaluation).to_json(tmp_path / "eval.jsonl")
+        values["eval_file"] = str(tmp_path / "eval.jsonl")
+    with pytest.raises(ValueError, match=message):
+        load_labelled_texts(ours(tmp_path / "x.jsonl", from_scratch=True, **values))
+
+
+def test_a_trained_classifier_keeps_its_labels(checkpoint, tmp_path):
+    labels = {"num_labels": 3, "id2label": {0: "good", 1: "bad", 2: "mixed"}}
+    AutoModelForSequenceClassification.from_pretrained(checkpoint, **labels).save_pretrained(tmp_path / "model")
+    arguments = ours(write_csv(tmp_path / "x.csv", reviews(8)), model=str(tmp_path / "model"))
+    assert load_labelled_texts(arguments)["train"].features["label"].names == ["good", "bad", "mixed"]
+    arguments.train_file = str(write_csv(tmp_path / "y.csv", [{"review": "a", "stars": "strange"}]))
+    with pytest.raises(ValueError, match="label 'strange' is not among those to learn: 'good', 'bad', 'mixed'"):
+        load_labelled_texts(arguments)
+
+
+# Metrics --------------------------------------------------------------------------------------------------------------
+
+
+def test_metrics_of_a_case_worked_by_hand():
+    logits = np.eye(3)[[0, 0, 1, 0, 2]]
+    metrics = classification_metrics(EvalPrediction(logits, np.array([0, 0, 0, 1, 1])), majority_label=0)
+    # class 0: precision 2/3, recall 2/3; class 1: no hit; class 2: predicted only
+    assert metrics == pytest.approx({"accuracy": 0.4, "f1_macro": (2 / 3 + 0 + 0) / 3, "majority_accuracy": 0.6})
+
+
+def test_metrics_equal_those_of_scikit_learn():
+    sklearn_metrics = pytest.importorskip("sklearn.metrics")
+    generator = np.random.default_rng(0)
+    for _ in range(20):
+        labels, logits = generator.integers(0, 5, 30), generator.normal(size=(30, 6))
+        metrics = classification_metrics(EvalPrediction(logits, labels), majority_label=0)
+        assert metrics["accuracy"] == pytest.approx(sklearn_metrics.accuracy_score(labels, logits.argmax(-1)))
+        f1 = sklearn_metrics.f1_score(labels, logits.argmax(-1), average="macro")
+        assert metrics["f1_macro"] == pytest.approx(f1)
