@@ -95,8 +95,10 @@ def check_loaded_weights(
 
 @contextmanager
 def written_beside(folder: str | os.PathLike) -> Iterator[Path]:
-    """A temporary folder whose files replace those of `folder` once the block has ended; if it fails (a full disk, say),
-    the files of `folder` stay as they are. Weight files of an earlier save that the new ones do not replace are removed.
+    """A temporary folder whose files replace those of `folder` once the block has ended.
+
+    If the block fails (a full disk, say), the files of `folder` stay as they are. Weight files of an earlier save that
+    the new ones do not replace are removed.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -51,9 +51,9 @@ class AlibiEmbedding(nn.Module):
     dimensions of queries and keys, whose product is the bias up to a constant per query, which softmax cancels
     (FlashBias, Wu et al. 2025). The second is what FlexAttention and long inputs on an accelerator get.
 
-    `alibi_scaling` flattens the slopes for sequences beyond the trained length: `linear` divides all by `factor`, `ntk`
-    leaves the steepest slope (near tokens) and divides the flattest (far tokens) by `factor`, geometrically in between
-    (github.com/keezen/ntk_alibi), `dynamic` is `ntk` with the factor length / `max_position_embeddings`.
+    `alibi_scaling` flattens the slopes for sequences beyond the trained length: `linear` divides all by `factor`;
+    `ntk` leaves the steepest slope (near tokens) and divides the flattest (far tokens) by `factor`, geometrically in
+    between (github.com/keezen/ntk_alibi); `dynamic` is `ntk` with the factor length / `max_position_embeddings`.
     """
 
     BACKENDS = ("eager", "sdpa", "flex_attention", "paged|eager", "paged|sdpa")
@@ -162,8 +162,8 @@ def alibi_slopes(num_heads: int) -> Tensor:
 def alibi_head_dims(slopes: Tensor, kv_length: int, dtype: torch.dtype) -> HeadDims:
     """Head dimensions whose product is slope * key position, exact in low precision too.
 
-    Positions, counted back from the last key, are split into two digits of base 256 and slopes into three parts, each of
-    which `dtype` represents exactly; attention sums the products in float32. Padded to 8, as kernels want it.
+    Positions, counted back from the last key, are split into two digits of base 256 and slopes into three parts, each
+    of which `dtype` represents exactly; attention sums the products in float32. Padded to 8, as kernels want it.
 
     Args:
         slopes: (H,) float32, divided by the scale of the scores.
