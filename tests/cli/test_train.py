@@ -1,0 +1,68 @@
+"""`baichuan-hf train`."""
+
+import json
+
+import pytest
+
+from tests.helpers.checkpoint import reviews, write_csv
+
+
+@pytest.fixture(scope="module")
+def reviews_csv(tmp_path_factory):
+    return write_csv(tmp_path_factory.mktemp("data") / "reviews.csv", reviews())
+
+
+def test_trains_from_words(run, checkpoint, reviews_csv, tmp_path):
+    result = run(
+        "train", "--task", "classify", "--model", checkpoint, "--train-file", reviews_csv, "--text-column", "review",
+        "--label-column", "stars", "--output-dir", tmp_path, "--learning-rate", "5e-3", "--num-train-epochs", 4,
+        "--use-cpu", "--save-strategy", "no",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "all_results.json").read_text())["eval_accuracy"] == 1.0
+    assert "eval_accuracy            1.0000" in result.stdout
+
+
+def test_trains_from_yaml(run, checkpoint, reviews_csv, tmp_path):
+    settings = f"""
+        task: classify
+        model: {checkpoint}
+        train_file: {reviews_csv}
+        text_column: review
+        label_column: stars
+        output_dir: {tmp_path / "out"}
+        max_steps: 1
+        use_cpu: true
+        save_strategy: no
+    """
+    (tmp_path / "run.yaml").write_text(settings)
+    result = run("train", tmp_path / "run.yaml", "--eval-fraction", "0.5")
+    assert result.exit_code == 0, result.output
+    assert "eval_majority_accuracy   0.5000" in result.stdout
+    assert not (tmp_path / "out" / "checkpoint-1").exists()
+
+
+def test_help_shows_ours_first_then_the_commonest_of_transformers(run):
+    text = run("train", "--help").stdout
+    places = [text.index(f"│ --{name} ") for name in ("task", "train-file", "lora", "output-dir", "seed")]
+    assert places == sorted(places)
+    assert "--adam-beta1" not in text
+    assert "--adam-beta1" in run("train", "--help-all").stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        pytest.param(["--task", "classify"], 2, "required: --train_file", id="missing"),
+        pytest.param(
+            ["--task", "classify", "--train-file", "x", "--epochs", "3"], 2, "unknown argument", id="unknown"
+        ),
+        pytest.param(["--task", "summarise", "--train-file", "x"], 1, "there is classify", id="task"),
+        pytest.param(["absent.yaml"], 2, "absent.yaml", id="yaml"),
+    ],
+)
+def test_wrong_words_are_one_line(run, words, code, message):
+    result = run("train", *words)
+    assert result.exit_code == code
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
