@@ -138,12 +138,8 @@ def two_runs(tmp_path_factory, checkpoint, reviews_csv):
         pytest.param(".", {}, "no trainer_state.json", id="no-checkpoint"),
         pytest.param("full/checkpoint-1", {"lora": True}, "holds no adapter; this run has --lora", id="full"),
         pytest.param("lora/checkpoint-1", {}, "holds no full model; this run trains all", id="lora"),
-        pytest.param(
-            "lora/checkpoint-1", {"lora": True, "lora_r": 2}, r"lora_A.* \[16, 32\] there, \[2, 32\]", id="rank"
-        ),
-        pytest.param(
-            "full/checkpoint-1", {"model": "other"}, r"saved by another model .*\[5000, 32\] there", id="model"
-        ),
+        pytest.param("lora/checkpoint-1", {"lora": True, "lora_r": 2}, r"lora_A.* \[16, 32\] there", id="rank"),
+        pytest.param("full/checkpoint-1", {"model": "other"}, r"by another model .*\[5000, 32\] there", id="model"),
     ],
 )
 def test_foreign_checkpoint_is_refused(checkpoint, reviews_csv, two_runs, tmp_path, resume, values, message):
@@ -176,9 +172,6 @@ def test_qlora_trains_over_four_bits_and_merges_into_the_full_model(tmp_path, re
     assert metrics["eval_accuracy"] == 1.0
     classify = pipeline("text-classification", model=str(tmp_path / "out" / "merged"))
     assert [answer["label"] for answer in classify(["99 很好", "98 awful"])] == ["good", "bad"]
-
-
-# Reading the rows -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -227,9 +220,7 @@ def test_evaluation_file_is_used_as_it_is(tmp_path):
     ("rows", "evaluation", "message"),
     [
         pytest.param({"text": ["a"], "stars": ["x"]}, None, "--text-column 'review' .* 'text', 'stars'", id="text"),
-        pytest.param(
-            {"review": ["a"], "label": ["x"]}, None, "--label-column 'stars' .* 'review', 'label'", id="label"
-        ),
+        pytest.param({"review": ["a"], "label": ["x"]}, None, "--label-column 'stars' is not", id="label"),
         pytest.param({"review": ["", "b"], "stars": ["x", ""]}, None, "none of 2 rows has both", id="empty"),
         pytest.param({"review": ["a", "b"], "stars": ["x", "x"]}, None, "every label is 'x'", id="one-label"),
         pytest.param({"review": ["a"], "stars": [["x", "y"]]}, None, r"holds \['x', 'y'\]; .* one class", id="lists"),
@@ -260,9 +251,6 @@ def test_a_trained_classifier_keeps_its_labels(checkpoint, tmp_path):
     arguments.train_file = str(write_csv(tmp_path / "y.csv", [{"review": "a", "stars": "strange"}]))
     with pytest.raises(ValueError, match="label 'strange' is not among those to learn: 'good', 'bad', 'mixed'"):
         load_labelled_texts(arguments)
-
-
-# Metrics --------------------------------------------------------------------------------------------------------------
 
 
 def test_metrics_of_a_case_worked_by_hand():
