@@ -177,7 +177,7 @@ def test_second_generation_puts_the_system_text_first_without_a_mark():
 
 @pytest.mark.parametrize("generation", [1, 2])
 def test_whole_rounds_are_cut(generation):
-    """A round is a user's message and the answer. The last always stays; older ones go from the first too long one on."""
+    """A round is a user's message and the answer. The last always stays, older ones while they fit."""
     messages = say(*["问题" * 10, "回答" * 10] * 4, "最后")
     tokenizer = load_tokenizer("baichuan-surrogate")
     whole = build_chat_input(tokenizer, messages, generation=generation)

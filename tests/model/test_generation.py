@@ -1,0 +1,307 @@
+"""Decoding strategies, caches and batches: each against plain greedy decoding, or rows against the row alone."""
+
+import functools
+
+import pytest
+import torch
+from transformers import (
+    AutoTokenizer,
+    ContinuousBatchingConfig,
+    GenerationConfig,
+    StaticCache,
+    TextIteratorStreamer,
+    TextStreamer,
+)
+
+import baichuan_hf
+from tests.helpers import golden_folder, tiny_config
+from tests.helpers.golden import TOLERANCE, load_golden
+
+
+# RoPE and ALiBi from the golden checkpoints, whose top-1 and top-2 logits stand apart; grouped heads drawn likewise.
+MODELS = {"rope": "baichuan2-7b", "alibi": "baichuan2-13b", "gqa": None}
+ASSISTANTS = {"rope": "baichuan-7b", "alibi": "baichuan-13b"}
+NEW_TOKENS = 12
+GREEDY = {"do_sample": False, "repetition_penalty": 1.0, "max_new_tokens": NEW_TOKENS}
+
+
+def random_model(attention, dtype):
+    torch.manual_seed(0)
+    config = tiny_config(num_key_value_heads=2, vocab_size=512, initializer_range=0.2, eos_token_id=None)
+    config._attn_implementation = attention
+    return baichuan_hf.BaichuanForCausalLM(config).to(dtype)
+
+
+@functools.cache
+def load_model(kind, attention="sdpa", dtype=torch.float32):
+    """Shared: no test changes it."""
+    if MODELS[kind] is None:
+        return random_model(attention, dtype).eval()
+    return load_golden(MODELS[kind]).load(attn_implementation=attention, dtype=dtype).eval()
+
+
+@pytest.fixture(params=MODELS)
+def kind(request):
+    return request.param
+
+
+@pytest.fixture
+def model(kind):
+    return load_model(kind)
+
+
+@pytest.fixture(autouse=True)
+def no_gradients():
+    with torch.no_grad():
+        yield
+
+
+# The rows of the golden left-padded batch and two longer ones.
+LENGTHS = [9, 5, 2]
+
+
+def padded_batch(side):
+    """Ids (3, 9) and mask, padded on `side`."""
+    generator = torch.Generator().manual_seed(5)
+    ids = torch.zeros(len(LENGTHS), max(LENGTHS), dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, length in enumerate(LENGTHS):
+        columns = slice(max(LENGTHS) - length, None) if side == "left" else slice(0, length)
+        ids[row, columns] = torch.randint(3, 500, (length,), generator=generator)
+        mask[row, columns] = 1
+    return ids, mask
+
+
+def prompt():
+    return torch.arange(20, 31)[None]
+
+
+def greedy(model, ids, **kwargs):
+    return model.generate(ids, **(GREEDY | kwargs))[:, ids.shape[1] :]
+
+
+@functools.cache
+def greedy_alone(kind, row):
+    ids, mask = padded_batch("left")
+    return greedy(load_model(kind), ids[row, mask[row].bool()][None])[0].tolist()
+
+
+def test_sampling_from_the_top_token_is_greedy(model):
+    tokens = greedy(model, prompt(), do_sample=True, top_k=1, temperature=0.7)
+    assert torch.equal(tokens, greedy(model, prompt()))
+
+
+def test_sampling_follows_the_seed(model):
+    def sample(seed):
+        torch.manual_seed(seed)
+        return greedy(model, prompt(), do_sample=True, top_k=50, top_p=0.95, temperature=2.0).tolist()
+
+    assert sample(1) == sample(1)
+    assert len({str(sample(seed)) for seed in range(4)}) > 1
+
+
+def log_likelihood(model, ids, tokens):
+    logits = model(torch.cat([ids, tokens], dim=1)).logits[:, ids.shape[1] - 1 : -1]
+    return logits.log_softmax(-1).gather(2, tokens[..., None]).sum().item()
+
+
+def test_beams_find_likelier_texts_than_greedy(model):
+    best = log_likelihood(model, prompt(), greedy(model, prompt(), num_beams=4))
+    assert best >= log_likelihood(model, prompt(), greedy(model, prompt())) - 1e-4
+
+
+def test_beams_return_their_scores(model):
+    output = model.generate(
+        prompt(),
+        num_beams=3,
+        num_return_sequences=3,
+        length_penalty=0.0,
+        output_scores=True,
+        return_dict_in_generate=True,
+        **GREEDY,
+    )
+    tokens = output.sequences[:, prompt().shape[1] :]
+    assert len({str(row.tolist()) for row in tokens}) == 3
+    for row, score in zip(tokens, output.sequences_scores, strict=True):
+        assert log_likelihood(model, prompt(), row[None]) == pytest.approx(score.item(), abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", ASSISTANTS, indirect=True)
+def test_assisted_decoding_is_greedy(model, kind):
+    assistant = load_golden(ASSISTANTS[kind]).load().eval()
+    assert torch.equal(greedy(model, prompt(), assistant_model=assistant), greedy(model, prompt()))
+
+
+def test_prompt_lookup_is_greedy(model):
+    ids = torch.tensor([[30, 31, 32, 33, 30, 31, 32, 33, 30, 31]])
+    assert torch.equal(greedy(model, ids, prompt_lookup_num_tokens=3), greedy(model, ids))
+
+
+def test_repetition_penalty(model):
+    """Greedy on logits that are divided (positive) or multiplied (negative) by the penalty where the id was seen."""
+    penalty, ids = 1.7, prompt()
+    for _ in range(NEW_TOKENS):
+        logits = model(ids).logits[0, -1]
+        seen = ids[0].unique()
+        logits[seen] = torch.where(logits[seen] > 0, logits[seen] / penalty, logits[seen] * penalty)
+        ids = torch.cat([ids, logits.argmax()[None, None]], dim=1)
+    assert torch.equal(greedy(model, prompt(), repetition_penalty=penalty), ids[:, prompt().shape[1] :])
+
+
+def test_generation_stops_at_the_end_token(model):
+    tokens = greedy(model, prompt())[0]
+    end = tokens[4].item()
+    stopped = greedy(model, prompt(), eos_token_id=end)[0].tolist()
+    assert stopped == tokens[: tokens.tolist().index(end) + 1].tolist()
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("implementation", ["dynamic", "static", "offloaded", "offloaded_static"])
+def test_caches(kind, attention, implementation):
+    if implementation.startswith("offloaded") and not torch.accelerator.is_available():
+        pytest.skip("an offloaded cache moves keys and values between the CPU and an accelerator: there is none")
+    model = load_model(kind, attention)
+    ids, mask = padded_batch("left")
+    tokens = greedy(model, ids, attention_mask=mask, cache_implementation=implementation)
+    assert tokens.tolist() == [greedy_alone(kind, row) for row in range(len(LENGTHS))]
+
+
+def test_quantized_cache(model):
+    """Eight bits on the keys and values beyond the last four: the first tokens are those of the exact cache."""
+    pytest.importorskip(
+        "optimum.quanto", reason="a quantised cache needs optimum-quanto: pip install 'baichuan-hf[quantization]'"
+    )
+    config = {"backend": "quanto", "nbits": 8, "residual_length": 4, "q_group_size": 4}
+    ids = prompt()
+    tokens = greedy(model, ids, cache_implementation="quantized", cache_config=config)
+    assert tokens[0, :4].tolist() == greedy(model, ids)[0, :4].tolist()
+
+
+def test_compiled_forward_with_a_static_cache(kind):
+    """Prefill and steps, each one graph that is compiled once (fullgraph=True), equal the plain model."""
+    model = load_model(kind)
+    ids, mask = padded_batch("left")
+    prefill, cache_length = 6, 16
+    # As long as the cache, so that a step has the shapes of the last one; what is to come counts as there.
+    whole_mask = torch.nn.functional.pad(mask, (0, cache_length - ids.shape[1]), value=1)
+    torch._dynamo.reset()
+    compiled = torch.compile(model.forward, fullgraph=True, backend="aot_eager")
+    results = []
+    for forward in (compiled, model.forward):
+        cache = StaticCache(config=model.config, max_cache_len=cache_length)
+        pieces = [ids[:, :prefill], *ids[:, prefill:].split(1, dim=1)]
+        logits = [forward(piece, attention_mask=whole_mask, past_key_values=cache).logits for piece in pieces]
+        results.append(torch.cat(logits, dim=1)[mask.bool()])
+    assert (results[0] - results[1]).abs().max() < 1e-4
+    assert (results[0] - model(ids, attention_mask=mask).logits[mask.bool()]).abs().max() < TOLERANCE
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("chunks", [[4, 4, 1], [1, 8], [3, 3, 3]], ids=str)
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+def test_several_tokens_on_a_cache_equal_one_pass(kind, attention, chunks, cache):
+    model = load_model(kind, attention)
+    ids, mask = padded_batch("left")
+    past_key_values = StaticCache(config=model.config, max_cache_len=14) if cache == "static" else None
+    logits, end = [], 0
+    for chunk in chunks:
+        start, end = end, end + chunk
+        output = model(
+            ids[:, start:end], attention_mask=mask[:, :end], past_key_values=past_key_values, use_cache=True
+        )
+        past_key_values = output.past_key_values
+        logits.append(output.logits)
+    difference = (torch.cat(logits, dim=1) - model(ids, attention_mask=mask).logits).abs()
+    assert difference[mask.bool()].max() < TOLERANCE
+
+
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+@pytest.mark.parametrize("size", [1, 4, 100])
+def test_prefill_in_chunks(kind, size, cache):
+    ids, mask = padded_batch("left")
+    tokens = greedy(load_model(kind), ids, attention_mask=mask, prefill_chunk_size=size, cache_implementation=cache)
+    assert tokens.tolist() == [greedy_alone(kind, row) for row in range(len(LENGTHS))]
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_generation_with_left_padding_equals_rows_alone(kind, attention):
+    ids, mask = padded_batch("left")
+    tokens = greedy(load_model(kind, attention), ids, attention_mask=mask)
+    assert tokens.tolist() == [greedy_alone(kind, row) for row in range(len(LENGTHS))]
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
+def test_padded_rows_equal_rows_alone(kind, attention, side, dtype):
+    model = load_model(kind, attention, dtype)
+    ids, mask = padded_batch(side)
+    logits = model(ids, attention_mask=mask).logits
+    assert logits.dtype == dtype
+    assert logits.isfinite().all()
+    for row in range(len(LENGTHS)):
+        keep = mask[row].bool()
+        difference = (model(ids[row, keep][None]).logits[0] - logits[row, keep]).float().abs()
+        if dtype == torch.float32:
+            assert difference.max() < TOLERANCE
+        else:
+            # Half of what bfloat16 (or float16) is from float32: the kernels round in another order.
+            exact = load_model(kind, attention)(ids[row, keep][None]).logits[0]
+            rounding = (logits[row, keep].float() - exact).abs().mean()
+            assert difference.mean() <= 1.2 * rounding
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "paged|eager"])
+def test_continuous_batching(kind, attention):
+    torch.manual_seed(0)
+    model = load_golden(MODELS[kind]).load().eval() if MODELS[kind] else random_model("sdpa", torch.float32).eval()
+    model.set_attn_implementation(attention)
+    ids, mask = padded_batch("left")
+    prompts = [ids[row, mask[row].bool()].tolist() for row in range(len(LENGTHS))]
+    config = GenerationConfig(**GREEDY, eos_token_id=2, pad_token_id=0, temperature=1.0, top_k=50, top_p=1.0)
+    # By default the cache takes most of the memory there is.
+    small = ContinuousBatchingConfig(num_blocks=16, block_size=16, max_batch_tokens=32)
+    outputs = model.generate_batch(prompts, generation_config=config, continuous_batching_config=small)
+    by_prompt = {tuple(output.prompt_ids): output.generated_tokens for output in outputs.values()}
+    assert [by_prompt[tuple(ids)] for ids in prompts] == [greedy_alone(kind, row) for row in range(len(LENGTHS))]
+
+
+def test_no_cache_and_logits_to_keep(model):
+    whole = model(prompt()).logits
+    assert model(prompt(), use_cache=False).past_key_values is None
+    for keep in (1, 3):
+        assert torch.allclose(model(prompt(), logits_to_keep=keep).logits, whole[:, -keep:], atol=1e-4)
+    index = torch.tensor([0, 4])
+    assert torch.allclose(model(prompt(), logits_to_keep=index).logits, whole[:, index], atol=1e-4)
+
+
+def test_embeddings_in_place_of_ids(model):
+    embeddings = model.get_input_embeddings()(prompt())
+    assert torch.equal(model(inputs_embeds=embeddings).logits, model(prompt()).logits)
+    tokens = model.generate(inputs_embeds=embeddings, **GREEDY)
+    assert torch.equal(tokens, greedy(model, prompt()))
+
+
+def test_future_tokens_change_nothing(model):
+    changed = prompt().clone()
+    changed[0, 6:] = 400
+    difference = (model(changed).logits - model(prompt()).logits)[0].abs().amax(-1)
+    assert difference[:6].max() < 1e-5
+    assert difference[6:].min() > 1e-3
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(golden_folder("tokenizers/baichuan-surrogate"))
+
+
+def test_text_iterator_streamer(model, tokenizer):
+    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    tokens = greedy(model, prompt(), streamer=streamer)[0]
+    assert "".join(streamer) == tokenizer.decode(tokens, skip_special_tokens=True)
+
+
+def test_text_streamer_prints_the_text(model, tokenizer, capsys):
+    tokens = greedy(model, prompt(), streamer=TextStreamer(tokenizer))[0]
+    printed = capsys.readouterr().out
+    assert printed == tokenizer.decode(torch.cat([prompt()[0], tokens])) + "\n"
