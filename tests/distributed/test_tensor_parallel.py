@@ -1,0 +1,62 @@
+"""Tensor parallelism over two CPU processes against one process."""
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+from transformers.distributed import DistributedConfig
+
+from baichuan_hf import BaichuanForCausalLM
+from tests.distributed.launch import TORCHRUN, launch
+from tests.helpers import FAMILIES, tiny_config
+
+
+def results(model) -> dict[str, torch.Tensor]:
+    """Logits and greedy tokens of a fixed batch, padded on the left."""
+    input_ids = torch.arange(3, 23).view(2, 10)
+    attention_mask = torch.ones_like(input_ids)
+    attention_mask[0, :3] = 0
+    inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+    with torch.no_grad():
+        logits = model(**inputs).logits
+    return {"logits": logits, "tokens": model.generate(**inputs, max_new_tokens=12, do_sample=False)}
+
+
+def test_two_processes_equal_one(subtests, tmp_path):
+    for family, overrides in FAMILIES.items():
+        model = BaichuanForCausalLM(tiny_config(**overrides, initializer_range=0.2))
+        model.save_pretrained(tmp_path / family / "one")
+    launch(TORCHRUN, "tests.distributed.test_tensor_parallel", tmp_path)
+
+    for family in FAMILIES:
+        with subtests.test(family):
+            one, two = tmp_path / family / "one", tmp_path / family / "two"
+            expected = results(AutoModelForCausalLM.from_pretrained(one))
+            found = load_file(two / "results.safetensors")
+            torch.testing.assert_close(found["logits"], expected["logits"], atol=1e-5, rtol=1e-5)
+            assert found["tokens"].tolist() == expected["tokens"].tolist()
+
+            original, saved = load_file(one / "model.safetensors"), load_file(two / "model.safetensors")
+            assert saved.keys() == original.keys()
+            assert all(torch.equal(saved[name], weight) for name, weight in original.items())
+
+
+def worker(folder: Path) -> None:
+    torch.distributed.init_process_group("gloo")
+    for family in FAMILIES:
+        one, two = folder / family / "one", folder / family / "two"
+        model = AutoModelForCausalLM.from_pretrained(one, distributed_config=DistributedConfig(tp_size=2))
+        rows = model.model.layers[0].mlp.gate_proj.weight.to_local().shape[0]
+        assert rows == model.config.intermediate_size // 2, "the model is not sharded"
+        found = results(model)
+        model.save_pretrained(two)
+        if torch.distributed.get_rank() == 0:
+            save_file({name: value.contiguous() for name, value in found.items()}, two / "results.safetensors")
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    worker(Path(sys.argv[1]))
