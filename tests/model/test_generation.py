@@ -8,6 +8,7 @@ from transformers import (
     AutoTokenizer,
     ContinuousBatchingConfig,
     GenerationConfig,
+    QuantizedCache,
     StaticCache,
     TextIteratorStreamer,
     TextStreamer,
@@ -167,14 +168,18 @@ def test_caches(kind, attention, implementation):
 
 
 def test_quantized_cache(model):
-    """Eight bits on the keys and values beyond the last four: the first tokens are those of the exact cache."""
-    pytest.importorskip(
-        "optimum.quanto", reason="a quantised cache needs optimum-quanto: pip install 'baichuan-hf[quantization]'"
-    )
-    config = {"backend": "quanto", "nbits": 8, "residual_length": 4, "q_group_size": 4}
-    ids = prompt()
-    tokens = greedy(model, ids, cache_implementation="quantized", cache_config=config)
-    assert tokens[0, :4].tolist() == greedy(model, ids)[0, :4].tolist()
+    """Keys and values in four bits: the prefill is exact, a step close, and `generate` takes it by its name."""
+    pytest.importorskip("optimum.quanto", reason="needs optimum-quanto: pip install 'baichuan-hf[quantization]'")
+    settings = {"backend": "quanto", "nbits": 4, "q_group_size": 4, "residual_length": 4}
+    cache = QuantizedCache(config=model.config, **settings)
+    exact = model(prompt()).logits[0]
+    assert (model(prompt()[:, :-1], past_key_values=cache).logits[0] - exact[:-1]).abs().max() < TOLERANCE
+    difference = (model(prompt()[:, -1:], past_key_values=cache).logits[0, 0] - exact[-1]).abs().mean()
+    assert 0 < difference < 0.25 * exact[-1].std()
+
+    tokens = greedy(model, prompt(), cache_implementation="quantized", cache_config=settings)
+    assert tokens.shape == (1, NEW_TOKENS)
+    assert tokens[0, 0] == exact[-1].argmax()
 
 
 def test_compiled_forward_with_a_static_cache(kind):
