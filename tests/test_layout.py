@@ -1,6 +1,7 @@
 """The shape of the repository: who may import whom, what ships, what users see."""
 
 import ast
+import dataclasses
 import json
 import re
 import subprocess
@@ -11,8 +12,11 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import typer
 
 import baichuan_hf
+from baichuan_hf.cli.main import app
+from baichuan_hf.training import TrainArguments
 from tests.helpers import REPOSITORY
 
 
@@ -53,6 +57,34 @@ TOP_LEVEL = {
     "notebooks",
     "pyproject.toml",
     "tests",
+}
+
+SAMPLING = {"--do-sample", "--no-do-sample", "--temperature", "--top-k", "--top-p", "--repetition-penalty"}
+RUNNING = {"--model", "--dtype", "--device", "--seed", "--max-new-tokens"}
+# What a user may have in a script: to take one away is a breaking change.
+CLI_OPTIONS = {
+    "chat": {"--system"} | RUNNING | SAMPLING,
+    "demo": {"--model", "--output-dir", "--seed"},
+    "generate": {"prompt", "--num-beams"} | RUNNING | SAMPLING,
+    "train": {"--help-all"},
+}
+TRAIN_ARGUMENTS = {
+    "eval_file",
+    "eval_fraction",
+    "from_scratch",
+    "label_column",
+    "lora",
+    "lora_alpha",
+    "lora_dropout",
+    "lora_r",
+    "lora_target_modules",
+    "max_length",
+    "merge",
+    "model",
+    "qlora",
+    "task",
+    "text_column",
+    "train_file",
 }
 
 
@@ -141,6 +173,16 @@ def test_version_is_written_once():
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
     assert "version" not in project["project"]
     assert project["tool"]["hatch"]["version"]["path"] == "baichuan_hf/__init__.py"
+
+
+def test_command_line_options():
+    commands = typer.main.get_command(app).commands
+    found = {
+        name: {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+        for name, command in commands.items()
+    }
+    assert found == CLI_OPTIONS
+    assert {field.name for field in dataclasses.fields(TrainArguments)} == TRAIN_ARGUMENTS
 
 
 def test_top_level_entries():
