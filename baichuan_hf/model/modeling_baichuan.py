@@ -20,6 +20,7 @@ from transformers.modeling_outputs import (
     BaseModelOutputWithPast,
     CausalLMOutputWithPast,
     SequenceClassifierOutputWithPast,
+    TokenClassifierOutput,
 )
 from transformers.utils import can_return_tuple, is_torchdynamo_compiling
 from transformers.utils.generic import merge_with_config_defaults
@@ -310,6 +311,7 @@ class BaichuanForCausalLM(BaichuanPreTrainedModel, GenerationMixin):
         if self.config.normalize_lm_head and type(new_embeddings) is nn.Linear:
             head = NormHead(new_embeddings.in_features, new_embeddings.out_features, bias=False, device="meta")
             head.weight = new_embeddings.weight
+            head._is_hf_initialized = True  # or post_init would draw the weight anew
             new_embeddings = head.train(self.training)
         self.lm_head = new_embeddings
 
@@ -408,14 +410,34 @@ class BaichuanForTokenClassification(GenericForTokenClassification, BaichuanPreT
         self.score = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
-    def forward(self, *args: Any, labels: Tensor | None = None, **kwargs: Any):
+    # Every name is written out: Trainer reads them, and drops the columns of a data set that are not among them.
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Any = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> TokenClassifierOutput:
         """As `BaichuanModel`; labels: (B, T) class indices, -100 is ignored.
 
         Raises:
             ValueError: a label lies outside `num_labels`.
         """
         with explain_index_error("labels", labels, self.num_labels, "num_labels"):
-            return super().forward(*args, labels=labels, **kwargs)
+            return super().forward(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                inputs_embeds=inputs_embeds,
+                labels=labels,
+                use_cache=use_cache,
+                **kwargs,
+            )
 
 
 class BaichuanForQuestionAnswering(GenericForQuestionAnswering, BaichuanPreTrainedModel):
