@@ -6,6 +6,7 @@ Shape legend: B batch, H heads, T queries, S keys, D head dimension.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +18,21 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from .configuration_baichuan import BaichuanConfig
 
 
-class RotaryEmbedding(LlamaRotaryEmbedding):
+class Float32Buffers(nn.Module):
+    """A module whose buffers stay in float32 when the model is cast (`model.half()`): a frequency or slope that is
+    rounded is wrong in proportion to the distance."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Float32Buffers:
+        before = dict(self.named_buffers(recurse=False))
+        super()._apply(fn, recurse)
+        for name, buffer in before.items():
+            after = getattr(self, name)
+            if after.dtype != buffer.dtype:
+                setattr(self, name, buffer.to(after.device))
+        return self
+
+
+class RotaryEmbedding(Float32Buffers, LlamaRotaryEmbedding):
     """Rotary position embedding (Su et al. 2021) with every scaling of transformers' `rope_parameters`."""
 
     def mask_options(self, hidden_states: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -43,7 +58,7 @@ class HeadDims(NamedTuple):
     key: Tensor  # (1, 1, S, extra)
 
 
-class AlibiEmbedding(nn.Module):
+class AlibiEmbedding(Float32Buffers):
     """Attention with linear biases (Press et al. 2022): slope * (key position - query position) on every score.
 
     Only distances between columns count, so left padding and packing need no care. The bias takes one of two forms:
