@@ -64,7 +64,7 @@ class AlibiEmbedding(Float32Buffers):
     Only distances between columns count, so left padding and packing need no care. The bias takes one of two forms:
     folded into the attention mask, which holds heads x queries x keys numbers; or, where that would be large, as extra
     dimensions of queries and keys, whose product is the bias up to a constant per query, which softmax cancels
-    (FlashBias, Wu et al. 2025). The second is what FlexAttention and long inputs on an accelerator get.
+    (FlashBias, Wu et al. 2025). The second is what long inputs get under FlexAttention or on an accelerator.
 
     `alibi_scaling` flattens the slopes for sequences beyond the trained length: `linear` divides all by `factor`;
     `ntk` leaves the steepest slope (near tokens) and divides the flattest (far tokens) by `factor`, geometrically in
@@ -134,18 +134,21 @@ class AlibiEmbedding(Float32Buffers):
             return mask, {"head_dims": alibi_head_dims(slopes / scaling, kv_length, hidden_states.dtype)}
         distance = (k_positions[None, :] - q_positions[:, None]).float()  # (T, S), zero or negative where allowed
         bias = (slopes[:, None, None] * distance).to(hidden_states.dtype)[None]
+        if self.config._attn_implementation == "flex_attention":
+            return mask, {"position_bias": bias.expand(hidden_states.shape[0], -1, -1, -1)}
         lowest = torch.finfo(hidden_states.dtype).min
         if mask.dtype == torch.bool:
             return torch.where(mask, bias, lowest), {}
         return (bias + mask).clamp(min=lowest), {}
 
     def _uses_head_dims(self, hidden_states: Tensor, kwargs: dict[str, Any]) -> bool:
-        backend = self.config._attn_implementation
-        if backend == "flex_attention":
+        if hidden_states.shape[1] < self.MIN_QUERIES_FOR_HEAD_DIMS:
+            return False
+        if self.config._attn_implementation == "flex_attention":
             return True
-        long = hidden_states.shape[1] >= self.MIN_QUERIES_FOR_HEAD_DIMS
         # The paged cache of continuous batching adds its keys inside the attention function, after these dimensions.
-        return backend == "sdpa" and long and hidden_states.device.type != "cpu" and kwargs.get("cache") is None
+        on_accelerator = hidden_states.device.type != "cpu"
+        return self.config._attn_implementation == "sdpa" and on_accelerator and kwargs.get("cache") is None
 
     def _scaled_slopes(self, k_positions: Tensor) -> Tensor:
         scaling = self.config.alibi_scaling
@@ -202,8 +205,8 @@ def check_alibi_backend(attn_implementation: str | None) -> None:
     """Refuse an attention backend that takes no bias, so that it is never dropped in silence."""
     if attn_implementation is not None and attn_implementation not in AlibiEmbedding.BACKENDS:
         raise ValueError(
-            f"attn_implementation={attn_implementation!r} would drop the ALiBi bias of this model"
-            f" (position_embedding_type='alibi'). Use one of {', '.join(AlibiEmbedding.BACKENDS[:3])}."
+            f'Specified `attn_implementation="{attn_implementation}"` is not supported by position_embedding_type='
+            f"'alibi', whose bias it would drop. Use one of {', '.join(AlibiEmbedding.BACKENDS[:3])}."
         )
 
 
