@@ -66,6 +66,9 @@ class Conformance(common.ModelTesterMixin, TrainingTesterMixin):
     # Upstream test -> why it cannot pass as written. Each still runs and must fail: no entry outlives its reason.
     expected_failures = {
         "test_generation_tester_mixin_inheritance": "GenerationTesterMixin is not in the source package (upstream.py)",
+        "test_model_weights_reload_no_missing_tied_weights": (
+            "loads a file that holds none of the weights, which is refused here: a damaged download is no random model"
+        ),
     }
     model_tester = None  # abstract in TrainingTesterMixin
     all_model_classes = tuple(TASK_TABLES.values())
