@@ -7,7 +7,7 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
-from datasets import ClassLabel, Dataset, DatasetDict
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -124,7 +124,9 @@ def _texts_with_names(rows: Dataset, arguments: TrainArguments, source: str) -> 
         text = row[text_column]
         return {"text": "" if text is None else str(text), "label": name_of(row[label_column])}
 
-    texts = rows.map(select, remove_columns=rows.column_names, desc="Reading labels")
+    # Without `features` a new column takes the type of an old one of its name: "0" would become 0, and be dropped.
+    features = Features({"text": Value("string"), "label": Value("string")})
+    texts = rows.map(select, remove_columns=rows.column_names, features=features, desc="Reading labels")
     complete = texts.filter(lambda row: bool(row["text"].strip() and row["label"]), desc="Dropping incomplete rows")
     if not complete:
         raise ValueError(f"{source}: none of {len(rows)} rows has both {text_column!r} and {label_column!r}")

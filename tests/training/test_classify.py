@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset
+from peft import AutoPeftModelForSequenceClassification
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, EvalPrediction, Trainer, TrainingArguments, pipeline
 
@@ -58,7 +59,7 @@ def test_lora_trains_adapter_and_head_and_merges_to_the_same_model(checkpoint, r
     assert {name.split(".")[-2] for name in names} == {"lora_A", "lora_B", "score"}
     assert all("W_pack" in name or "score" in name for name in names)
     merged = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
-    adapted = AutoModelForSequenceClassification.from_pretrained(tmp_path, dtype=torch.float32)
+    adapted = AutoPeftModelForSequenceClassification.from_pretrained(tmp_path, dtype=torch.float32)
     ids = torch.arange(40, 60)[None]
     torch.testing.assert_close(merged(ids).logits, adapted(ids).logits, atol=1e-5, rtol=1e-5)
     assert merged.config.id2label == {0: "bad", 1: "good"}
@@ -190,6 +191,15 @@ def test_labels_are_discovered(tmp_path, labels, names):
     assert train_rows.features["label"].names == names
     expected = [str(int(label) if isinstance(label, float) else label) for label in labels * 4 if label is not None]
     assert [names[index] for index in train_rows["label"]] == expected
+
+
+def test_columns_may_bear_the_names_of_the_defaults(tmp_path):
+    Dataset.from_dict({"text": [1, 2, 3], "label": [0, 1, 0]}).to_parquet(tmp_path / "x.parquet")
+    arguments = ours(
+        tmp_path / "x.parquet", text_column="text", label_column="label", from_scratch=True, eval_fraction=0
+    )
+    rows = load_labelled_texts(arguments)["train"]
+    assert list(rows) == [{"text": "1", "label": 0}, {"text": "2", "label": 1}, {"text": "3", "label": 0}]
 
 
 def test_names_of_a_data_set_are_kept(tmp_path):

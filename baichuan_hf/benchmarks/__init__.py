@@ -1,0 +1,1 @@
+"""Measurements, each a command whose rows are kept in tests/benchmarks."""

@@ -1,0 +1,86 @@
+"""Text classification: `baichuan-hf train --task classify` beside a bag of character n-grams, on the same rows.
+
+    python -m baichuan_hf.benchmarks.classification ROWS.csv baseline --task classify --train-file X.csv ...
+    python -m baichuan_hf.benchmarks.classification ROWS.csv full     --task classify --train-file X.csv ...
+
+The words after the method's name are those of `baichuan-hf train`; one row is appended to ROWS.csv. `baseline` uses of
+them only what chooses the rows. It is TF-IDF of character n-grams and logistic regression, whose settings are chosen by
+cross-validation within the training rows; it needs scikit-learn.
+"""
+
+import csv
+import datetime
+import os
+import platform
+import shlex
+import sys
+import time
+from pathlib import Path
+
+import torch
+import transformers
+
+from .. import __version__
+from ..training import TrainArguments, parse_arguments, train
+from ..training.classify import load_labelled_texts
+
+
+GRID = {
+    "vectorize__ngram_range": [(1, 2), (1, 3), (1, 4)],
+    "vectorize__min_df": [1, 2],
+    "classify__C": [1, 3, 10, 30],
+    "classify__class_weight": [None, "balanced"],
+}
+
+
+def tfidf_baseline(arguments: TrainArguments) -> dict[str, float]:
+    """Metrics on the rows that `train_classifier` evaluates on. Raises ImportError without scikit-learn."""
+    try:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.metrics import accuracy_score, f1_score
+        from sklearn.model_selection import GridSearchCV
+        from sklearn.pipeline import Pipeline
+    except ImportError as error:
+        raise ImportError("the baseline needs scikit-learn: pip install 'baichuan-hf[bench]'") from error
+    rows = load_labelled_texts(arguments)
+    steps = [
+        ("vectorize", TfidfVectorizer(analyzer="char", sublinear_tf=True)),
+        ("classify", LogisticRegression(max_iter=1000, solver="liblinear")),
+    ]
+    search = GridSearchCV(Pipeline(steps), GRID, scoring="accuracy", cv=5, n_jobs=-1)
+    search.fit(rows["train"]["text"][:], rows["train"]["label"][:])
+    labels, predicted = rows["test"]["label"][:], search.predict(rows["test"]["text"][:])
+    print("chosen:", search.best_params_)
+    return {
+        "eval_accuracy": accuracy_score(labels, predicted),
+        "eval_f1_macro": f1_score(labels, predicted, average="macro"),
+    }
+
+
+def main(results: str, method: str, *words: str) -> None:
+    arguments, training_arguments = parse_arguments(words)
+    start = time.perf_counter()
+    metrics = tfidf_baseline(arguments) if method == "baseline" else train(arguments, training_arguments)
+    row = {
+        "date": datetime.date.today().isoformat(),
+        "method": method,
+        "accuracy": f"{metrics['eval_accuracy']:.4f}",
+        "f1_macro": f"{metrics['eval_f1_macro']:.4f}",
+        "seconds": round(time.perf_counter() - start),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores",
+        "versions": f"python {platform.python_version()}, torch {torch.__version__}, "
+        f"transformers {transformers.__version__}, baichuan-hf {__version__}",
+        "command": shlex.join(["baichuan-hf", "train", *words]),
+    }
+    exists = Path(results).exists()
+    with open(results, "a", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(row), lineterminator="\n")
+        if not exists:
+            writer.writeheader()
+        writer.writerow(row)
+    print({name: row[name] for name in ("method", "accuracy", "f1_macro", "seconds")})
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
