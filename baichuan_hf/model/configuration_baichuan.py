@@ -2,6 +2,7 @@
 
 # No `from __future__ import annotations`: `strict` checks the fields by their annotations, which must be real types.
 import difflib
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -42,7 +43,7 @@ NORMALIZED_HEAD_VOCAB_SIZE = 125696
 ALIBI_SCALING_TYPES = ("linear", "ntk", "dynamic")
 
 
-def infer_family(values: dict[str, Any]) -> dict[str, Any]:
+def infer_family(values: Mapping[str, Any]) -> dict[str, Any]:
     """What an original `config.json` leaves unsaid: the positions and whether the head is normalised.
 
     Args:

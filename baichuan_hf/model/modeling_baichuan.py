@@ -235,7 +235,7 @@ class BaichuanForCausalLM(BaichuanPreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.model = BaichuanModel(config)
         self.vocab_size = config.vocab_size
-        self.lm_head = build_lm_head(config)
+        self.lm_head: nn.Module = build_lm_head(config)
         self.post_init()
 
     @can_return_tuple
@@ -311,7 +311,7 @@ class BaichuanForCausalLM(BaichuanPreTrainedModel, GenerationMixin):
         if self.config.normalize_lm_head and type(new_embeddings) is nn.Linear:
             head = NormHead(new_embeddings.in_features, new_embeddings.out_features, bias=False, device="meta")
             head.weight = new_embeddings.weight
-            head._is_hf_initialized = True  # or post_init would draw the weight anew
+            head._is_hf_initialized = True  # type: ignore[assignment]  # or post_init would draw the weight anew
             new_embeddings = head.train(self.training)
         self.lm_head = new_embeddings
 

@@ -12,6 +12,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers
 from tokenizers.models import BPE
@@ -102,7 +103,7 @@ class SentencePieceModel:
                 byte_fallback=self.byte_fallback,
             )
         )
-        normalizer = [normalizers.Precompiled(self.charsmap)] if self.charsmap else []
+        normalizer: list[normalizers.Normalizer] = [normalizers.Precompiled(self.charsmap)] if self.charsmap else []
         if self.remove_extra_whitespaces:
             normalizer += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
         if self.add_dummy_prefix:
@@ -155,8 +156,8 @@ def _decode_utf8(data: bytes) -> str:
             data = data[error.end :]
 
 
-def _read_fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """The fields of a protobuf message as (number, value); a nested message is left as bytes."""
+def _read_fields(data: bytes) -> Iterator[tuple[int, Any]]:
+    """The fields of a protobuf message as (number, int or bytes); a nested message is left as bytes."""
     position = 0
     while position < len(data):
         key, position = _read_varint(data, position)
