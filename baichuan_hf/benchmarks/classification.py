@@ -3,9 +3,9 @@
     python -m baichuan_hf.benchmarks.classification ROWS.csv baseline --task classify --train-file X.csv ...
     python -m baichuan_hf.benchmarks.classification ROWS.csv full     --task classify --train-file X.csv ...
 
-The words after the method's name are those of `baichuan-hf train`; one row is appended to ROWS.csv. `baseline` uses of
-them only what chooses the rows. It is TF-IDF of character n-grams and logistic regression, whose settings are chosen by
-cross-validation within the training rows; it needs scikit-learn.
+The words after the method's name are those of `baichuan-hf train`; one row is appended to ROWS.csv. `baseline` uses
+only those that choose the rows: it is TF-IDF of character n-grams and logistic regression, with settings chosen by
+cross-validation within the training rows, and needs scikit-learn.
 """
 
 import csv
