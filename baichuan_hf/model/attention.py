@@ -6,6 +6,7 @@ Shape legend: B batch, H query heads, T queries, S keys, D head dimension.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -64,8 +65,8 @@ class BaichuanAttention(nn.Module):
 
         if isinstance(attention_mask, Tensor):
             attention_mask = self._local_heads(attention_mask, query.shape[1])
-        if (position_bias := kwargs.get("position_bias")) is not None:
-            kwargs["position_bias"] = self._local_heads(position_bias, query.shape[1])
+        if (bias := kwargs.get("position_bias")) is not None:
+            kwargs["position_bias"] = replace(bias, slopes=self._local_heads(bias.slopes, query.shape[1]))
         if head_dims is not None:
             extra_query = self._local_heads(head_dims.query, query.shape[1])
             query = torch.cat([query, extra_query.expand(*query.shape[:3], -1)], dim=-1)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -58,13 +59,26 @@ class HeadDims(NamedTuple):
     key: Tensor  # (1, 1, S, extra)
 
 
+@dataclass(frozen=True)
+class ComputedBias:
+    """Stands in for FlexAttention's `position_bias` (B, H, T, S), computing each element when it is asked for."""
+
+    slopes: Tensor  # (1, H)
+    q_positions: Tensor  # (T,)
+    k_positions: Tensor  # (S,)
+
+    def __getitem__(self, index: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
+        _, head, query, key = index
+        return self.slopes[0, head] * (self.k_positions[key] - self.q_positions[query])
+
+
 class AlibiEmbedding(Float32Buffers):
     """Attention with linear biases (Press et al. 2022): slope * (key position - query position) on every score.
 
-    Only distances between columns count, so left padding and packing need no care. The bias takes one of two forms:
-    folded into the attention mask, which holds heads x queries x keys numbers; or, where that would be large, as extra
-    dimensions of queries and keys, whose product is the bias up to a constant per query, which softmax cancels
-    (FlashBias, Wu et al. 2025). The second is what long inputs get under FlexAttention or on an accelerator.
+    Only distances between columns count, so left padding and packing need no care. The bias takes one of three forms:
+    folded into the attention mask, which holds heads x queries x keys numbers; for long inputs to SDPA on an
+    accelerator, where that would be large, extra dimensions of queries and keys, whose product is the bias up to a
+    constant per query, which softmax cancels (FlashBias, Wu et al. 2025); for FlexAttention, a function of indices.
 
     `alibi_scaling` flattens the slopes for sequences beyond the trained length: `linear` divides all by `factor`;
     `ntk` leaves the steepest slope (near tokens) and divides the flattest (far tokens) by `factor`, geometrically in
@@ -132,23 +146,21 @@ class AlibiEmbedding(Float32Buffers):
         if self._uses_head_dims(hidden_states, kwargs):
             scaling = self.config.head_dim**-0.5
             return mask, {"head_dims": alibi_head_dims(slopes / scaling, kv_length, hidden_states.dtype)}
+        if self.config._attn_implementation == "flex_attention":
+            return mask, {"position_bias": ComputedBias(slopes[None], q_positions, k_positions)}
         distance = (k_positions[None, :] - q_positions[:, None]).float()  # (T, S), zero or negative where allowed
         bias = (slopes[:, None, None] * distance).to(hidden_states.dtype)[None]
-        if self.config._attn_implementation == "flex_attention":
-            return mask, {"position_bias": bias.expand(hidden_states.shape[0], -1, -1, -1)}
         lowest = torch.finfo(hidden_states.dtype).min
         if mask.dtype == torch.bool:
             return torch.where(mask, bias, lowest), {}
         return (bias + mask).clamp(min=lowest), {}
 
     def _uses_head_dims(self, hidden_states: Tensor, kwargs: dict[str, Any]) -> bool:
-        if hidden_states.shape[1] < self.MIN_QUERIES_FOR_HEAD_DIMS:
-            return False
-        if self.config._attn_implementation == "flex_attention":
-            return True
-        # The paged cache of continuous batching adds its keys inside the attention function, after these dimensions.
+        long = hidden_states.shape[1] >= self.MIN_QUERIES_FOR_HEAD_DIMS
         on_accelerator = hidden_states.device.type != "cpu"
-        return self.config._attn_implementation == "sdpa" and on_accelerator and kwargs.get("cache") is None
+        # The paged cache of continuous batching adds its keys inside the attention function, after these dimensions.
+        paged = kwargs.get("cache") is not None
+        return self.config._attn_implementation == "sdpa" and long and on_accelerator and not paged
 
     def _scaled_slopes(self, k_positions: Tensor) -> Tensor:
         scaling = self.config.alibi_scaling
@@ -205,8 +217,8 @@ def check_alibi_backend(attn_implementation: str | None) -> None:
     """Refuse an attention backend that takes no bias, so that it is never dropped in silence."""
     if attn_implementation is not None and attn_implementation not in AlibiEmbedding.BACKENDS:
         raise ValueError(
-            f'Specified `attn_implementation="{attn_implementation}"` is not supported by position_embedding_type='
-            f"'alibi', whose bias it would drop. Use one of {', '.join(AlibiEmbedding.BACKENDS[:3])}."
+            f'Specified `attn_implementation="{attn_implementation}"` is not supported: it would drop the ALiBi bias of'
+            f" this model (position_embedding_type='alibi'). Use one of {', '.join(AlibiEmbedding.BACKENDS[:3])}."
         )
 
 
