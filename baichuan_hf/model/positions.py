@@ -217,8 +217,8 @@ def check_alibi_backend(attn_implementation: str | None) -> None:
     """Refuse an attention backend that takes no bias, so that it is never dropped in silence."""
     if attn_implementation is not None and attn_implementation not in AlibiEmbedding.BACKENDS:
         raise ValueError(
-            f'Specified `attn_implementation="{attn_implementation}"` is not supported: it would drop the ALiBi bias of'
-            f" this model (position_embedding_type='alibi'). Use one of {', '.join(AlibiEmbedding.BACKENDS[:3])}."
+            f'Specified `attn_implementation="{attn_implementation}"` is not supported: it would drop the ALiBi bias'
+            f" of this model (position_embedding_type='alibi'). Use one of {', '.join(AlibiEmbedding.BACKENDS[:3])}."
         )
 
 
