@@ -11,12 +11,12 @@ from .models import golden_folder, tiny_config
 
 def save_checkpoint(folder: Path, **overrides: Any) -> Path:
     """A random language model over the surrogate tokenizer, in bfloat16 as published checkpoints are."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from baichuan_hf import BaichuanForCausalLM, BaichuanTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(golden_folder("tokenizers") / "baichuan-surrogate")
+    tokenizer = BaichuanTokenizer.from_pretrained(golden_folder("tokenizers") / "baichuan-surrogate")
     torch.manual_seed(0)
     sizes = {"vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 48}
-    model = AutoModelForCausalLM.from_config(tiny_config(**(sizes | overrides)))
+    model = BaichuanForCausalLM(tiny_config(**(sizes | overrides)))
     model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
