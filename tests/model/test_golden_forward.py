@@ -164,6 +164,21 @@ def test_packed_rows_by_position_ids(model, golden):
         assert logits_difference(segment, row[:length]) < TOLERANCE
 
 
+@pytest.mark.parametrize("pad", ["left", "right"])
+@pytest.mark.parametrize("use_cache", [None, False], ids=["default", "no-cache"])
+def test_packed_rows_with_padding(model, golden, pad, use_cache):
+    """Segment numbers in the mask, 0 for padding on either side: each segment equals the row alone."""
+    ids, lengths = golden.tensors["input_ids"], [20, 13, 6]
+    packed = torch.cat([row[:length] for row, length in zip(ids, lengths, strict=True)])
+    segments = torch.cat([torch.full((length,), number) for number, length in enumerate(lengths, start=1)])
+    sides = (4, 0) if pad == "left" else (0, 4)
+    packed, segments = (torch.nn.functional.pad(x, sides)[None] for x in (packed, segments))
+    logits = model(packed, attention_mask=segments, use_cache=use_cache).logits
+    assert logits.isfinite().all()
+    for number, (row, length) in enumerate(zip(golden.tensors["logits"], lengths, strict=True), start=1):
+        assert logits_difference(logits[segments == number], row[:length]) < TOLERANCE
+
+
 def bfloat16_difference(actual, expected):
     return (actual[..., : expected.shape[-1]].float() - expected.float()).abs().mean().item()
 

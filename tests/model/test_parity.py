@@ -52,7 +52,9 @@ def pair(request) -> tuple[PreTrainedModel, BaichuanForCausalLM]:
     config_class, model_class, settings = CASES[request.param]
     torch.manual_seed(0)
     # Wide weights: with the usual 0.02 every position looks alike, and a wrong one would not show.
-    config = config_class(**{"num_key_value_heads": 6, "sliding_window": None} | SIZES | settings, initializer_range=0.3)
+    config = config_class(
+        **{"num_key_value_heads": 6, "sliding_window": None} | SIZES | settings, initializer_range=0.3
+    )
     reference = model_class(config).eval()
     return reference, copy_of(reference, **settings)
 

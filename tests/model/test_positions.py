@@ -99,7 +99,7 @@ def model(request) -> BaichuanForCausalLM:
 
 def logits_and_gradient(model, ids, mask):
     model.zero_grad()
-    output = model(ids, attention_mask=mask, labels=ids)
+    output = model(ids, attention_mask=mask, labels=ids.masked_fill(mask == 0, -100))
     output.loss.backward()
     return output.logits[mask.bool()], model.get_parameter("model.layers.0.mlp.up_proj.weight").grad.clone()
 
