@@ -21,6 +21,7 @@ def scaled_slopes(scaling, *, heads=8, length=64, context=64):
     embedding = AlibiEmbedding(
         tiny_config(
             num_attention_heads=heads,
+            head_dim=8,
             position_embedding_type="alibi",
             max_position_embeddings=context,
             alibi_scaling=scaling,
@@ -99,7 +100,9 @@ def model(request) -> BaichuanForCausalLM:
 
 def logits_and_gradient(model, ids, mask):
     model.zero_grad()
-    output = model(ids, attention_mask=mask, labels=ids.masked_fill(mask == 0, -100))
+    # A token that follows padding is predicted from padding, which attends to nothing that means anything.
+    predicted_from_text = torch.cat([mask[:, :1] * 0, mask[:, :-1]], dim=1).bool()
+    output = model(ids, attention_mask=mask, labels=ids.masked_fill(~predicted_from_text, -100))
     output.loss.backward()
     return output.logits[mask.bool()], model.get_parameter("model.layers.0.mlp.up_proj.weight").grad.clone()
 
