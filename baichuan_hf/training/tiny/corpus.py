@@ -7,8 +7,10 @@ import sys
 import tarfile
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset
 from rich.progress import track
@@ -16,8 +18,9 @@ from rich.progress import track
 from .sources import SOURCES, Source
 
 
-# 1 document of 250 is held out; at least this many characters are wanted of a document.
-HELD_OUT = 250
+# The part of the documents that is held out.
+HELD_OUT = 1 / 150
+# Characters of the shortest document, and of the shortest line that may not occur twice: names and titles may.
 MIN_CHARACTERS = 16
 # Documents that share a run of this many characters with an unseen text are dropped.
 OVERLAP = 24
@@ -49,7 +52,8 @@ def download(package: str, folder: Path) -> Path:
     elif archive.suffix == ".whl":
         zipfile.ZipFile(archive).extractall(target)
     else:
-        tarfile.open(archive).extractall(target, filter="data")
+        with tarfile.open(archive) as tar:
+            tar.extractall(target, filter="data")
     archive.unlink()
     (target / "VERSION").write_text(archive.name)
     return target
@@ -67,20 +71,23 @@ def windows(text: str) -> Iterator[str]:
     return (text[start : start + OVERLAP] for start in range(len(text) - OVERLAP + 1))
 
 
+def draw(text: str, purpose: str) -> float:
+    """A number in [0, 1) that is the same for a text in every run."""
+    return zlib.crc32(f"{purpose}\n{text}".encode()) / 2**32
+
+
 def read_source(source: Source, folders: list[Path], unseen: set[int], known: set[int]) -> Iterator[str]:
-    """The documents of a source, without lines that are in `known` (it grows) and documents that overlap `unseen`."""
-    size = 0
+    """The documents of a source, without long lines that are in `known` (it grows), and without documents that overlap
+    `unseen`."""
     for folder in folders:
         for document in source.read(folder):
             lines = [line for line in clean(document).splitlines() if hash(line) not in known]
-            known.update(map(hash, lines))
+            known.update(hash(line) for line in lines if len(line) >= MIN_CHARACTERS)
             text = "\n".join(lines)
-            if len(text) < MIN_CHARACTERS or any(hash(window) in unseen for window in windows(text)):
+            if len(text) < MIN_CHARACTERS or draw(text, "fraction") >= source.fraction:
                 continue
-            size += len(text.encode())
-            if source.max_bytes and size > source.max_bytes:
-                return
-            yield text
+            if not any(hash(window) in unseen for window in windows(text)):
+                yield text
 
 
 def build_corpus(work: Path, unseen_files: list[Path], sources: list[Source] = SOURCES) -> None:
@@ -92,23 +99,21 @@ def build_corpus(work: Path, unseen_files: list[Path], sources: list[Source] = S
     unseen = {hash(window) for file in unseen_files for window in windows(file.read_text(encoding="utf-8"))}
     known: set[int] = set()
     splits: dict[str, list[dict[str, str]]] = {"train": [], "valid": []}
-    report = []
+    report: list[dict[str, Any]] = []
     for source in track(sources, description="Reading sources"):
         folders = [download(package, work / "downloads") for package in source.packages]
-        counts = {"train": [0, 0], "valid": [0, 0]}
+        counts = Counter[str]()
         for text in read_source(source, folders, unseen, known):
-            # crc32, not hash: the split has to be the same in every process.
-            split = "train" if zlib.crc32(text.encode()) % HELD_OUT else "valid"
+            split = "valid" if draw(text, "split") < HELD_OUT else "train"
             splits[split].append({"source": source.name, "language": source.language, "text": text})
-            counts[split][0] += 1
-            counts[split][1] += len(text.encode())
+            counts.update({f"{split}_documents": 1, f"{split}_bytes": len(text.encode())})
         report.append(
             {
                 "name": source.name,
                 "language": source.language,
                 "files": [(folder / "VERSION").read_text() for folder in folders],
                 "license": source.license,
-                **{f"{split}_{unit}": n for split, c in counts.items() for unit, n in zip(("documents", "bytes"), c)},
+                **counts,
             }
         )
     folder = work / "corpus"

@@ -1,0 +1,25 @@
+"""Small checkpoints that come with the package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def bundled_checkpoint(name: str = "tiny") -> Path:
+    """The folder of a checkpoint that comes with the package, for `from_pretrained`.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    root = Path(__file__).parent
+    names = sorted(path.parent.name for path in root.glob("*/config.json"))
+    if name not in names:
+        raise ValueError(f"There is no bundled checkpoint {name!r}; there are {', '.join(names)}.")
+    return root / name
+
+
+def resolve_model(name: str) -> str:
+    """What to hand to `from_pretrained` for a model that a user names: `tiny` is the bundled one, all else is a folder
+    or a name on the Hub. A folder of that name in the working directory comes first."""
+    bundled = Path(__file__).parent / name
+    return str(bundled) if not Path(name).exists() and (bundled / "config.json").is_file() else name
