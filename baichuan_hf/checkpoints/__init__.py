@@ -20,6 +20,7 @@ def bundled_checkpoint(name: str = "tiny") -> Path:
 
 def resolve_model(name: str) -> str:
     """What to hand to `from_pretrained` for a model that a user names: `tiny` is the bundled one, all else is a folder
-    or a name on the Hub. A folder of that name in the working directory comes first."""
+    or a name on the Hub. A model of that name in the working directory comes first."""
     bundled = Path(__file__).parent / name
-    return str(bundled) if not Path(name).exists() and (bundled / "config.json").is_file() else name
+    is_bundled = (bundled / "config.json").is_file() and not (Path(name) / "config.json").is_file()
+    return str(bundled) if is_bundled else name
