@@ -4,10 +4,13 @@ import functools
 import json
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from jinja2.exceptions import TemplateError
 from transformers import AutoTokenizer
 
 from baichuan_hf import build_chat_input
+from baichuan_hf.model.chat_templates import TEMPLATES
 from tests.helpers import golden_folder
 from tests.helpers.golden import load_golden
 
@@ -186,6 +189,30 @@ def test_whole_rounds_are_cut(generation):
     assert cut == whole[-len(cut) :]
     assert cut[0] == USER
     assert cut[-len(encode("最后")) - 2 :] == [USER, *encode("最后"), ASSISTANT]
+
+
+MESSAGES = st.lists(
+    st.tuples(st.sampled_from(["user", "assistant"]), st.text(st.sampled_from("你好 abc1\n<>{}"), max_size=6)),
+    min_size=1,
+    max_size=5,
+)
+
+
+@pytest.mark.parametrize("generation", [1, 2])
+@settings(deadline=None, max_examples=50)
+@given(MESSAGES, st.one_of(st.none(), st.just("系统")))
+def test_template_equals_builder(generation, messages, system):
+    """Whatever the conversation; the templates' marks are replaced by the pieces of the tokenizer at hand."""
+    tokenizer = load_tokenizer("baichuan-surrogate")
+    user, assistant = tokenizer.convert_ids_to_tokens([USER, ASSISTANT])
+    template = TEMPLATES[generation].replace("ASSISTANT_TOKEN", assistant).replace("USER_TOKEN", user)
+    conversation = [{"role": role, "content": text} for role, text in messages]
+    if system is not None and generation == 2:
+        conversation.insert(0, {"role": "system", "content": system})
+    ids = tokenizer.apply_chat_template(
+        conversation, chat_template=template, add_generation_prompt=True, return_dict=True
+    )["input_ids"]
+    assert ids == build_chat_input(tokenizer, conversation, generation=generation)
 
 
 def test_unknown_vocabulary_asks_for_the_generation(tmp_path):

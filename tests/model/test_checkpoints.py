@@ -274,6 +274,20 @@ def test_a_fully_masked_row(family, attention):
         )
 
 
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
+def test_a_fully_masked_row_in_half_precision(family, attention, dtype):
+    """So long that bias and mask together leave the range of float16."""
+    model = make(family, max_position_embeddings=512).to(dtype)
+    model.set_attn_implementation(attention)
+    ids = torch.randint(3, 128, (2, 400), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones_like(ids)
+    mask[0] = 0
+    mask[1, :50] = 0
+    with torch.no_grad():
+        assert model(ids, attention_mask=mask).logits.isfinite().all()
+
+
 @pytest.mark.parametrize("attention", ["flash_attention_2", "flash_attention_3", "paged|flash_attention_2"])
 @pytest.mark.parametrize("way", ["from_pretrained", "config", "set_attn_implementation"])
 def test_alibi_refuses_backends_that_drop_the_bias(tmp_path, attention, way):
@@ -362,7 +376,7 @@ def test_a_new_model_follows_initializer_range(family):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 @pytest.mark.parametrize(
-    "overrides", [{}, {"position_embedding_type": "alibi", "num_attention_heads": 6}], ids=["rope", "alibi"]
+    "overrides", [{}, {"position_embedding_type": "alibi", "num_attention_heads": 12}], ids=["rope", "alibi"]
 )
 def test_cast_model_keeps_its_positions_in_float32(tmp_path, overrides, dtype):
     """`model.half()`, as the READMEs of Baichuan have it, equals loading with that dtype, at far positions too."""

@@ -208,6 +208,18 @@ def test_bfloat16_over_the_whole_context(golden, attention):
     assert bfloat16_difference(logits, exact) < 1.2 * figure
 
 
+def test_bfloat16_steps_on_a_long_cache(golden, attention):
+    """As exact as one pass: a bias that grew with the column, not with the distance, would be rounded away."""
+    ids = golden.tensors["long.input_ids"][:, : golden.facts["sizes"]["ctx"]]
+    prefill = ids.shape[1] - 16
+    model = golden.load(attn_implementation=attention, dtype=torch.bfloat16)
+    cache = model(ids[:, :prefill], use_cache=True).past_key_values
+    steps = [model(ids[:, i : i + 1], past_key_values=cache).logits for i in range(prefill, ids.shape[1])]
+    exact = load_model(golden.name, attention)(ids).logits[:, prefill:]
+    one_pass = bfloat16_difference(model(ids).logits[:, prefill:], exact)
+    assert bfloat16_difference(torch.cat(steps, dim=1), exact) < 1.3 * one_pass
+
+
 @pytest.mark.skipif(shutil.which("g++") is None, reason="flex attention on a CPU is compiled with g++")
 @pytest.mark.parametrize(
     "family, case",
