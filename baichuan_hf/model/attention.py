@@ -95,6 +95,6 @@ class BaichuanAttention(nn.Module):
         """The part of a mask or the like, (B, H or 1, ...), that belongs to this process's heads."""
         if bias.shape[1] in (1, num_heads):
             return bias
-        mesh = self.o_proj.weight.device_mesh
+        mesh = self.o_proj.weight.device_mesh  # type: ignore[attr-defined]  # sharded weights are DTensors
         rank = mesh.get_local_rank("tp") if mesh.ndim > 1 else mesh.get_local_rank()
         return bias.narrow(1, rank * num_heads, num_heads)

@@ -85,6 +85,7 @@ class AlibiEmbedding(Float32Buffers):
     between (github.com/keezen/ntk_alibi); `dynamic` is `ntk` with the factor length / `max_position_embeddings`.
     """
 
+    slopes: Tensor
     BACKENDS = ("eager", "sdpa", "flex_attention", "paged|eager", "paged|sdpa")
     # With fewer queries at once the mask is small, and copying the cached keys to append to them costs more.
     MIN_QUERIES_FOR_HEAD_DIMS = 64
@@ -233,9 +234,9 @@ def _packed_query_columns(index: Tensor, cu_seq_lens_q: Tensor, cu_seq_lens_k: T
     return cu_seq_lens_k[1:][sequence] - cu_seq_lens_q[1:][sequence] + index
 
 
-POSITIONS: dict[str, type[nn.Module]] = {"rope": RotaryEmbedding, "alibi": AlibiEmbedding}
+POSITIONS: dict[str, type[RotaryEmbedding | AlibiEmbedding]] = {"rope": RotaryEmbedding, "alibi": AlibiEmbedding}
 
 
-def build_positions(config: BaichuanConfig) -> nn.Module:
+def build_positions(config: BaichuanConfig) -> RotaryEmbedding | AlibiEmbedding:
     """The position embedding that `config.position_embedding_type` names."""
     return POSITIONS[config.position_embedding_type](config)
