@@ -15,7 +15,7 @@ from torch import Tensor
 from .models import golden_folder
 
 
-# What the README of the golden data suggests for float32 logits; between two routes the original differs by up to 4e-5.
+# The golden data suggest it for float32 logits; between two routes the original differs by up to 4e-5.
 TOLERANCE = 2e-4
 
 GOLDEN_FAMILIES = ["baichuan-7b", "baichuan-13b", "baichuan2-7b", "baichuan2-13b"]
