@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+from pathlib import Path
 from typing import Any
 
 from tokenizers.models import BPE
+from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
 from .chat_templates import ASSISTANT_TOKEN_ID, USER_TOKEN_ID, default_chat_template
@@ -95,4 +98,12 @@ class BaichuanTokenizer(TokenizersBackend):
         filename_prefix: str | None = None,
     ) -> tuple[str, ...]:
         file_names = super()._save_pretrained(save_directory, file_names, legacy_format, filename_prefix)
+        # transformers drops these two, and llama.cpp takes a file without them for one whose texts begin with <s>.
+        added = self.encode("")
+        config_file = Path(save_directory, (f"{filename_prefix}-" if filename_prefix else "") + TOKENIZER_CONFIG_FILE)
+        config = json.loads(config_file.read_text(encoding="utf-8"))
+        config["add_bos_token"] = self.bos_token_id in added
+        config["add_eos_token"] = self.eos_token_id in added
+        text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False)
+        config_file.write_text(text + "\n", encoding="utf-8")
         return file_names + self.save_vocabulary(str(save_directory), filename_prefix)
