@@ -20,7 +20,7 @@ from transformers import (
 
 import baichuan_hf
 from tests.helpers import FAMILIES, tiny_config
-from tests.helpers.golden import TOLERANCE, load_golden
+from tests.helpers.golden import TOLERANCE, load_golden, logits_difference
 
 
 AUTO_CLASSES = [
@@ -225,6 +225,39 @@ def test_code_in_the_folder_never_runs(saved, tmp_path, auto_class, trust):
     assert not marker.exists()
     model.save_pretrained(tmp_path / "again")
     assert "auto_map" not in (tmp_path / "again" / "config.json").read_text()
+
+
+@pytest.mark.parametrize("auto_class", AUTO_CLASSES[1:], ids=lambda c: c.__name__)
+def test_backbone_alone_is_loaded_into_a_head(tmp_path, auto_class):
+    """BaichuanModel writes its weights without the prefix `model.`."""
+    backbone = make(cls=baichuan_hf.BaichuanModel)
+    backbone.save_pretrained(tmp_path)
+    model = auto_class.from_pretrained(tmp_path)
+    for name, weight in backbone.state_dict().items():
+        assert torch.equal(model.model.state_dict()[name], weight), name
+
+
+def test_another_number_of_labels(tmp_path):
+    make(cls=baichuan_hf.BaichuanForSequenceClassification, num_labels=2).save_pretrained(tmp_path)
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes") as error:
+        AutoModelForSequenceClassification.from_pretrained(tmp_path, num_labels=3)
+    for part in ("score.weight", "(2, 64)", "(3, 64)", "num_labels"):
+        assert part in str(error.value)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path, num_labels=3, ignore_mismatched_sizes=True)
+    assert model.score.weight.shape == (3, 64)
+    assert model.score.weight.isfinite().all()
+
+
+def test_layers_on_the_disk(tmp_path):
+    """`device_map` moves weights in for each layer: the head must not remember what is no longer there."""
+    golden = load_golden("baichuan2-13b")
+    places = {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.positions": "cpu", "lm_head": "disk"}
+    places |= {f"model.layers.{i}": "disk" if i else "cpu" for i in range(3)}
+    model = golden.load(device_map=places, offload_folder=tmp_path).eval()
+    with torch.no_grad():
+        for _ in range(2):
+            logits = model(golden.tensors["input_ids"]).logits
+            assert logits_difference(logits, golden.tensors["logits"]) < TOLERANCE
 
 
 # Inputs

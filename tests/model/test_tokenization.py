@@ -1,6 +1,7 @@
 """The tokenizer against the original's stored results, sentencepiece, and files that are damaged or hostile."""
 
 import json
+import pickle
 import random
 import shutil
 import string
@@ -285,6 +286,42 @@ def test_save_and_reload(folder, tokenizer, expected, tmp_path):
     # What is saved again from there, without the first folder, is still complete.
     again.save_pretrained(tmp_path / "twice")
     assert (tmp_path / "twice" / "tokenizer.model").read_bytes() == (folder / "tokenizer.model").read_bytes()
+
+
+@pytest.mark.parametrize("bos", [False, True], ids=["no-bos", "bos"])
+@pytest.mark.parametrize("eos", [False, True], ids=["no-eos", "eos"])
+def test_bos_and_eos_are_kept(copy, tmp_path, bos, eos):
+    """Also for tools that read tokenizer_config.json, such as llama.cpp's converter, and when saved a second time."""
+    tokenizer = AutoTokenizer.from_pretrained(copy, add_bos_token=bos, add_eos_token=eos)
+    ids = [1] * bos + tokenizer.encode("你好", add_special_tokens=False) + [2] * eos
+    for folder in (tmp_path / "first", tmp_path / "second"):
+        tokenizer.save_pretrained(folder)
+        config = json.loads((folder / "tokenizer_config.json").read_text())
+        assert (config["add_bos_token"], config["add_eos_token"]) == (bos, eos)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        assert tokenizer.encode("你好") == ids
+    (folder / "tokenizer.json").unlink()
+    assert AutoTokenizer.from_pretrained(folder).encode("你好") == ids
+
+
+def test_added_tokens_are_kept(copy, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(copy)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|image|>"]})
+    tokenizer.add_tokens(["新词语"])
+    tokenizer.save_pretrained(tmp_path)
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    ids = again.encode("a<|image|>b新词语c")
+    assert ids == tokenizer.encode("a<|image|>b新词语c")
+    assert {5000, 5001} < set(ids)
+    assert again.decode(ids, skip_special_tokens=True) == "ab新词语c"
+
+
+def test_pickle(tokenizer):
+    """What `datasets` does to hand a tokenizer to its processes."""
+    again = pickle.loads(pickle.dumps(tokenizer))
+    ids = [*tokenizer.encode("你好 world"), 195]
+    assert again.encode("你好 world") == tokenizer.encode("你好 world")
+    assert again.decode(ids) == tokenizer.decode(ids)
 
 
 def test_save_in_place(copy):
