@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from jinja2.exceptions import TemplateError
 from transformers import AutoTokenizer
 
-from baichuan_hf import build_chat_input
+from baichuan_hf import build_chat_input, bundled_checkpoint
 from baichuan_hf.model.chat_templates import TEMPLATES
 from tests.helpers import golden_folder
 from tests.helpers.golden import load_golden
@@ -23,7 +23,14 @@ WHOLE = 4096
 
 @functools.cache
 def load_tokenizer(name):
-    return AutoTokenizer.from_pretrained(golden_folder(f"tokenizers/{name}"))
+    folder = bundled_checkpoint(name) if name == "tiny" else golden_folder(f"tokenizers/{name}")
+    return AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.fixture(params=["baichuan-surrogate", "tiny", "baichuan2"])
+def chat_tokenizer(request):
+    """One tokenizer of each generation that every clone has, and the real one of the second."""
+    return load_tokenizer(request.param)
 
 
 @pytest.fixture(params=GENERATIONS)
@@ -88,13 +95,13 @@ def test_chat_template_refuses_what_the_original_refuses(chat, tokenizer):
             tokenizer.apply_chat_template(case["messages"], add_generation_prompt=True)
 
 
-def test_chat_template_without_generation_prompt(chat, tokenizer):
+def test_chat_template_without_generation_prompt(chat_tokenizer):
     messages = [{"role": "user", "content": "你好"}]
-    ids = tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"]
-    assert ids == [USER, *tokenizer.encode("你好")]
+    ids = chat_tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"]
+    assert ids == [USER, *chat_tokenizer.encode("你好")]
 
 
-def test_generation_marks(chat, tokenizer):
+def test_generation_marks(chat_tokenizer):
     """`assistant_masks` holds what the assistant says and, in the first generation, the </s> that ends its turn."""
     messages = [
         {"role": "user", "content": "你好，请介绍一下你自己。"},
@@ -102,24 +109,25 @@ def test_generation_marks(chat, tokenizer):
         {"role": "user", "content": "Hello, world 123"},
         {"role": "assistant", "content": "Goodbye!\n再见"},
     ]
+    first_generation = chat_tokenizer.convert_ids_to_tokens(USER) == "<reserved_102>"
     ids, mask = [], []
     for message in messages:
-        tokens = tokenizer.encode(message["content"])
+        tokens = chat_tokenizer.encode(message["content"])
         said = message["role"] == "assistant"
-        end = [EOS] if said and chat["generation"] == 1 else []
+        end = [EOS] if said and first_generation else []
         ids += [ASSISTANT if said else USER, *tokens, *end]
         mask += [0, *[int(said)] * len(tokens + end)]
-    encoded = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
+    encoded = chat_tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
     assert encoded["input_ids"] == ids
     assert encoded["assistant_masks"] == mask
 
 
-def test_chat_template_in_a_left_padded_batch(chat, tokenizer):
+def test_chat_template_in_a_left_padded_batch(chat_tokenizer):
     conversations = [
         [{"role": "user", "content": "你好"}],
         [{"role": "user", "content": "Tell me a longer story, please."}],
     ]
-    batch = tokenizer.apply_chat_template(
+    batch = chat_tokenizer.apply_chat_template(
         conversations,
         add_generation_prompt=True,
         padding=True,
@@ -127,15 +135,17 @@ def test_chat_template_in_a_left_padded_batch(chat, tokenizer):
         tokenizer_kwargs={"padding_side": "left"},
     )
     for row, conversation in enumerate(conversations):
-        alone = tokenizer.apply_chat_template(conversation, add_generation_prompt=True, return_dict=True)["input_ids"]
+        alone = chat_tokenizer.apply_chat_template(conversation, add_generation_prompt=True, return_dict=True)[
+            "input_ids"
+        ]
         length = sum(batch["attention_mask"][row])
         assert batch["input_ids"][row][-length:] == alone
         assert not any(batch["attention_mask"][row][:-length])
 
 
-def test_chat_template_is_saved(chat, tokenizer, tmp_path):
-    tokenizer.save_pretrained(tmp_path)
-    assert AutoTokenizer.from_pretrained(tmp_path).chat_template == tokenizer.chat_template
+def test_chat_template_is_saved(chat_tokenizer, tmp_path):
+    chat_tokenizer.save_pretrained(tmp_path)
+    assert AutoTokenizer.from_pretrained(tmp_path).chat_template == chat_tokenizer.chat_template
 
 
 def test_template_of_the_folder_wins(tmp_path):
