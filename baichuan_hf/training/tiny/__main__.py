@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -24,7 +24,6 @@ MaxSteps = Annotated[int, typer.Option(min=1, help="Optimiser steps.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Rows of a step on one device.")]
 LearningRate = Annotated[float, typer.Option(help="Its peak.")]
 Seed = Annotated[int, typer.Option()]
-TorchCompile = Annotated[bool, typer.Option(help="Compile the model: worth it on a GPU.")]
 
 WORK = Path("build/tiny")
 
@@ -68,15 +67,12 @@ def pretrain_command(
     name: Name,
     work: Work = WORK,
     max_steps: MaxSteps = 4000,
-    batch_size: BatchSize = 128,
+    batch_size: BatchSize = 64,
     learning_rate: LearningRate = 3e-3,
     seed: Seed = 0,
-    torch_compile: TorchCompile = False,
 ) -> None:
     """Train on the blocks; started again, it goes on from its last checkpoint."""
-    arguments = training_arguments(
-        work / name / "pretrain", max_steps, batch_size, learning_rate, seed=seed, torch_compile=torch_compile
-    )
+    arguments = training_arguments(work / name / "pretrain", max_steps, batch_size, learning_rate, seed)
     trainer = pretrain.pretrain(name, work / "blocks/train.parquet", load_tokenizer(work), arguments)
     trainer.save_model()
     trainer.save_state()
@@ -86,7 +82,7 @@ def pretrain_command(
 def chat_command(
     name: Name,
     work: Work = WORK,
-    max_steps: MaxSteps = 400,
+    max_steps: MaxSteps = 600,
     batch_size: BatchSize = 64,
     learning_rate: LearningRate = 5e-4,
     seed: Seed = 0,
@@ -95,31 +91,23 @@ def chat_command(
     loaded, output = load_tokenizer(work), work / name / "chat"
     model = BaichuanForCausalLM.from_pretrained(work / name / "pretrain", dtype=torch.float32)
     rows = Dataset.from_parquet(str(work / "blocks/chat.parquet"))
-    arguments = training_arguments(output, max_steps, batch_size, learning_rate, seed=seed)
+    arguments = training_arguments(output, max_steps, batch_size, learning_rate, seed)
     chat.chat_tune(model, rows, loaded, arguments).save_state()
     save(model, loaded, work / name / "final")
 
 
 @app.command("evaluate")
 def evaluate_command(name: Name, work: Work = WORK) -> None:
-    """Measure the saved checkpoint on the held-out text, in float32, and write `evaluation.json` beside it."""
+    """Measure the saved checkpoint on held-out text, in float32, and write `evaluation.json` beside it."""
     folder = work / name / "final"
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    if torch.cuda.is_available():
-        model = model.cuda()
+    model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
     loaded = AutoTokenizer.from_pretrained(folder)
-    held_out = Dataset.from_parquet(str(work / "corpus/valid.parquet"))
-    blocks = np.stack(Dataset.from_parquet(str(work / "blocks/train.parquet")).with_format("numpy")["input_ids"][:])
-    counts = np.bincount(blocks.ravel(), minlength=len(loaded))
+    blocks = Dataset.from_parquet(str(work / "blocks/train.parquet")).with_format("numpy")["input_ids"][:]
+    counts = np.bincount(np.ravel(blocks), minlength=len(loaded))
     results = {
-        language: evaluate.bits_per_byte(
-            model.eval(),
-            loaded,
-            [row["text"] for row in held_out if row["language"] == language],
-            context=blocks.shape[1],
-            unigram_counts=counts,
-        )
-        for language in sorted(set(held_out["language"]))
+        name: evaluate.bits_per_byte(model, loaded, documents, unigram_counts=counts)
+        for name, documents in evaluate.held_out_texts(work / "corpus/valid.parquet").items()
     }
     (folder / "evaluation.json").write_text(json.dumps(results, indent=1) + "\n")
     typer.echo(json.dumps(results, indent=1))
@@ -136,7 +124,7 @@ def load_tokenizer(work: Path) -> BaichuanTokenizer:
 
 
 def training_arguments(
-    output: Path, max_steps: int, batch_size: int, learning_rate: float, **options: Any
+    output: Path, max_steps: int, batch_size: int, learning_rate: float, seed: int
 ) -> TrainingArguments:
     cuda = torch.cuda.is_available()
     return TrainingArguments(
@@ -156,12 +144,12 @@ def training_arguments(
         save_total_limit=1,
         dataloader_num_workers=8 if cuda else 0,
         report_to="none",
-        **options,
+        seed=seed,
     )
 
 
 def save(model: BaichuanForCausalLM, tokenizer: BaichuanTokenizer, folder: Path) -> None:
-    """Write the folder of a checkpoint: bfloat16 weights, `tokenizer.model`, generation settings of Baichuan2-Chat."""
+    """Write the folder of a checkpoint: bfloat16 weights, `tokenizer.model`, generation settings."""
     model.config.use_cache = True
     model.generation_config = GenerationConfig(
         pad_token_id=tokenizer.pad_token_id,
@@ -171,9 +159,9 @@ def save(model: BaichuanForCausalLM, tokenizer: BaichuanTokenizer, folder: Path)
         assistant_token_id=ASSISTANT_TOKEN_ID,
         max_new_tokens=256,
         do_sample=True,
-        temperature=0.3,
-        top_k=5,
-        top_p=0.85,
+        temperature=0.6,
+        top_k=20,
+        top_p=0.9,
         repetition_penalty=1.1,
     )
     model.to(torch.bfloat16).save_pretrained(folder)

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from transformers import AutoConfig
 
@@ -21,11 +22,12 @@ tags: [baichuan, baichuan-hf]
 ---
 # {name}
 
-A language model of {parameters:.1f} million parameters with the architecture of {family}, trained from scratch for the
-package `baichuan-hf`, so that everything in it can be tried offline. It continues a line of Chinese or English more or
-less readably, answers a few questions about itself, and is a starting point for fine-tuning on small classification
-tasks. It knows no facts to rely on, and what it writes may be wrong or unpleasant: its texts are reviews, novels, laws
-and help pages as people wrote them, unfiltered.
+A language model of {parameters:.1f} million parameters, built like {family}
+and trained from scratch for the package `baichuan-hf`, so that everything in it can be tried offline. It continues a
+line of Chinese or English in words that hang together more than they make sense, answers a few questions about itself,
+and is a starting point for fine-tuning on small classification tasks. It knows no facts to rely on, and what it writes
+may be wrong or unpleasant: its texts are reviews, novels, scripture, laws and help pages as people wrote them,
+unfiltered.
 
 ```python
 import baichuan_hf
@@ -48,11 +50,12 @@ print(generate([{{"role": "user", "content": "你是谁？"}}])[0]["generated_te
 {texts}
 | all | | | | {train_bytes:,} | {valid_bytes:,} |
 
-Licences are those that the packages name; reviews and newspaper articles were written by people whom the packages do
-not name. Labels of the review collections were left behind. Lines that occur twice were dropped, and so were documents
-that share 24 characters in a row with one of the data sets that this project measures on (hotel reviews, EPRSTMT, CMRC
-2018, Weibo NER, WikiText-2 and others). Chat tuning used {turns} written turns (`conversations.json`, Apache-2.0) and
-questions made up for idioms, glosses, lyrics and reviews of the training part above.
+Licences are those that the packages name. The film reviews come from IMDb and Rotten Tomatoes, the product reviews from
+Chinese shops, the newspaper is the People's Daily of January 1998; their authors are not named. Labels of reviews and
+tags of words were left behind. Lines that occur twice were dropped, and so were documents that share 24 characters in a
+row with a data set that this project measures on (ChnSentiCorp hotel reviews, EPRSTMT, CMRC 2018, Weibo NER, Multi30k,
+WikiText-2 and others). Chat tuning used {turns} written turns (`conversations.json`, Apache-2.0) and questions made up for
+idioms, glosses, lyrics and reviews of the training part above, mixed with plain text.
 
 ## Training
 
@@ -66,23 +69,27 @@ on one H100. Documents are joined with `</s>` between them and cut into blocks o
 ## Bits per byte on the held-out texts
 
 Lower is better. Measured in float32 on the saved bfloat16 weights, after chat tuning, in windows of {context} tokens
-that see nothing before them; unigram: frequencies of the same tokens in the training part.
+that see nothing before them; unigram: frequencies of the same tokens in the training part. `zh` and `en` are all
+held-out documents of a language, and the rows after them those of one text. The bundled reviews are those of
+`baichuan_hf/data/reviews`, of whose kind the model has seen nothing.
 
-| language | bytes | tokens | {name} | unigram | gzip -9 | xz -9e |
+| text | bytes | tokens | {name} | unigram | gzip -9 | xz -9e |
 |---|---:|---:|---:|---:|---:|---:|
 {evaluation}
 
-The two compressors know nothing but this text, and the model has seen others of the same sources.
+The compressors know nothing but the text itself, and the model has seen others of the same sources; laws weigh most in
+`zh`.
 
 ## Reproduce
 
 ```
-python -m baichuan_hf.training.tiny corpus     # needs pip, npm and Debian's apt-get
+python -m baichuan_hf.training.tiny corpus     # needs pip, npm and Debian's apt-get; --unseen FILE for each test set
 python -m baichuan_hf.training.tiny tokenizer  # pip install 'baichuan-hf[sentencepiece]'
 python -m baichuan_hf.training.tiny blocks
-python -m baichuan_hf.training.tiny pretrain --name {name} --max-steps {pretrain_steps} --torch-compile  # on a GPU
+python -m baichuan_hf.training.tiny pretrain --name {name} --max-steps {pretrain_steps} --learning-rate {rate:.1g}
 python -m baichuan_hf.training.tiny chat --name {name} --max-steps {chat_steps}
 python -m baichuan_hf.training.tiny evaluate --name {name}
+python -m baichuan_hf.training.tiny card --name {name}
 ```
 """
 FAMILIES = {"rope": "Baichuan2-7B (rotary positions, normalised head)", "alibi": "Baichuan-13B (ALiBi, plain head)"}
@@ -108,7 +115,11 @@ def write_card(name: str, work: Path) -> None:
     corpus = json.loads((work / "corpus/sources.json").read_text())
     evaluation = json.loads((folder / "evaluation.json").read_text())
     states = {stage: json.loads((work / name / stage / "trainer_state.json").read_text()) for stage in STAGES}
-    packages = {source.name: source.packages for source in SOURCES}
+    rates = {
+        stage: max(log["learning_rate"] for log in state["log_history"] if "learning_rate" in log)
+        for stage, state in states.items()
+    }
+    registries = {source.name: f"{source.packages[0].split(':')[0]} " for source in SOURCES}
     card = CARD.format(
         name=name,
         family=FAMILIES[config.position_embedding_type],
@@ -119,13 +130,13 @@ def write_card(name: str, work: Path) -> None:
             (
                 text["name"],
                 text["language"],
-                first + (f" and {len(others)} more" if others else ""),
+                registries[text["name"]] + unquote(first) + (f" and {len(others)} more" if others else ""),
                 text["license"],
                 f"{text['train_bytes']:,}",
                 f"{text['valid_bytes']:,}",
             )
             for text in corpus
-            for first, *others in [packages[text["name"]]]
+            for first, *others in [text["files"]]
         ),
         train_bytes=sum(text["train_bytes"] for text in corpus),
         valid_bytes=sum(text["valid_bytes"] for text in corpus),
@@ -136,7 +147,7 @@ def write_card(name: str, work: Path) -> None:
                 state["max_steps"],
                 state["train_batch_size"],
                 f"{state['epoch']:.1f}",
-                f"{max(log['learning_rate'] for log in state['log_history'] if 'learning_rate' in log):g}",
+                f"{rates[stage]:.1g}",
                 f"{[log['loss'] for log in state['log_history'] if 'loss' in log][-1]:.3f}",
             )
             for stage, state in states.items()
@@ -146,6 +157,7 @@ def write_card(name: str, work: Path) -> None:
             for language, row in evaluation.items()
         ),
         pretrain_steps=states["pretrain"]["max_steps"],
+        rate=rates["pretrain"],
         chat_steps=states["chat"]["max_steps"],
     )
     (folder / "README.md").write_text(card, encoding="utf-8")

@@ -3,11 +3,37 @@
 import gzip
 import lzma
 import math
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
+from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+REVIEWS = Path(__file__).parents[2] / "data" / "reviews"
+
+
+def held_out_texts(valid: Path) -> dict[str, list[str]]:
+    """Documents to measure on: the held-out part of the corpus by language (`zh`, `en`), the same by source, and
+    `bundled_reviews`."""
+    rows = list(Dataset.from_parquet(str(valid)))
+    return group(rows, "language", "text") | group(rows, "source", "text") | bundled_reviews()
+
+
+def bundled_reviews() -> dict[str, list[str]]:
+    """The reviews that come with the package, which are of no source: `bundled reviews (zh)` and `(en)`."""
+    rows = Dataset.from_csv([str(file) for file in sorted(REVIEWS.glob("*.csv"))])
+    return {f"bundled reviews ({language})": texts for language, texts in group(rows, "language", "review").items()}
+
+
+def group(rows: Iterable[dict[str, str]], key: str, value: str) -> dict[str, list[str]]:
+    groups = defaultdict(list)
+    for row in rows:
+        groups[row[key]].append(row[value])
+    return dict(groups)
 
 
 @torch.inference_mode()
@@ -36,13 +62,12 @@ def bits_per_byte(
     tokenizer: PreTrainedTokenizerBase,
     documents: Sequence[str],
     *,
-    context: int,
     unigram_counts: np.ndarray | None = None,
 ) -> dict[str, float]:
     """Bits per byte of UTF-8 by the model, by gzip -9, by xz -9e, and by token frequencies if they are given.
 
-    The text is one stream, a newline behind each document; the models write </s> in its place, so all code the same
-    number of bytes.
+    The model reads windows of its context length that see nothing before them. The text is one stream, a newline
+    behind each document; the models write </s> in its place, so all code the same number of bytes.
     """
     data = "".join(f"{document}\n" for document in documents).encode()
     end = tokenizer.eos_token_id
@@ -50,7 +75,7 @@ def bits_per_byte(
     for row in tokenizer(list(documents), return_attention_mask=False, verbose=False)["input_ids"]:
         ids += [*row, end]
     sizes = {
-        "model": stream_bits(model, ids, context=context),
+        "model": stream_bits(model, ids, context=model.config.max_position_embeddings),
         "gzip": 8 * len(gzip.compress(data, 9)),
         "xz": 8 * len(lzma.compress(data, preset=9 | lzma.PRESET_EXTREME)),
     }
