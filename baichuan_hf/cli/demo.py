@@ -77,7 +77,7 @@ def demo(
 
     console.print("[bold]3.[/] The base model goes on writing\n")
     for beginning, continuation in zip(BEGINNINGS, _continue(model, BEGINNINGS, seed), strict=True):
-        console.print(Text.assemble("  ", (beginning, "bold cyan"), " ".join(continuation.split())), end="\n\n")
+        console.print(Text.assemble("  ", (beginning, "bold cyan"), continuation.replace("\n", " ")), end="\n\n")
 
     minutes, seconds = divmod(round(time.perf_counter() - start), 60)
     console.print(

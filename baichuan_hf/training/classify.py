@@ -20,7 +20,7 @@ from transformers import (
 from ..checkpoints import resolve_model
 from ..data.tables import hold_out, load_train_and_test, require_columns
 from .arguments import TrainArguments
-from .trainer import add_adapters, load_model, load_tokenizer, save_merged, train_and_save
+from .trainer import add_adapters, check_output_dir, load_model, load_tokenizer, save_merged, train_and_save
 
 
 logger = logging.getLogger(__name__)
@@ -33,6 +33,7 @@ def train_classifier(arguments: TrainArguments, training_arguments: TrainingArgu
     compare with, `eval_majority_accuracy`, what always giving the most frequent training label scores. Raises
     ValueError or FileNotFoundError, naming the option or file, for what cannot be trained on.
     """
+    check_output_dir(training_arguments, arguments)
     rows = load_labelled_texts(arguments)
     names = rows["train"].features["label"].names
     tokenizer = load_tokenizer(arguments)

@@ -137,6 +137,14 @@ def checkpoint_to_resume(training_arguments: TrainingArguments, model: nn.Module
     return folder
 
 
+def check_output_dir(training_arguments: TrainingArguments, arguments: TrainArguments) -> None:
+    """Raises ValueError if what is in --output-dir would be loaded along with what this run saves."""
+    folder = Path(str(training_arguments.output_dir))
+    file, kind = ("config.json", "a full model") if arguments.peft else ("adapter_config.json", "an adapter")
+    if (folder / file).exists():
+        raise ValueError(f"--output-dir {folder}: holds {kind} of an earlier run ({file}); give another folder")
+
+
 def train_and_save(trainer: Trainer, arguments: TrainArguments, *, pipeline_tag: str) -> dict[str, float]:
     """Train, evaluate where there are rows for it, and write what transformers' example scripts write.
 

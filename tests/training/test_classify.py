@@ -152,6 +152,13 @@ def test_foreign_checkpoint_is_refused(checkpoint, reviews_csv, two_runs, tmp_pa
         train(ours(reviews_csv, **values), theirs(tmp_path / "out", resume_from_checkpoint=resume))
 
 
+def test_output_of_another_method_is_not_mixed_in(reviews_csv, two_runs):
+    with pytest.raises(ValueError, match=r"lora: holds an adapter of an earlier run \(adapter_config.json\)"):
+        train(ours(reviews_csv), theirs(two_runs / "lora"))
+    with pytest.raises(ValueError, match=r"full: holds a full model of an earlier run"):
+        train(ours(reviews_csv, lora=True), theirs(two_runs / "full"))
+
+
 def test_unknown_task_lists_those_there_are(reviews_csv, tmp_path):
     arguments = ours(reviews_csv)
     arguments.task = "translate"
