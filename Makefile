@@ -34,14 +34,15 @@ format: $(VENV)/.installed-dev  ## Format the code and mend what ruff can
 
 # The environment is made anew after an interrupted installation.
 define install
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Needs Python 3.11 or newer: make PYTHON=...")'
 	@echo "Installing into $(VENV) (once; some minutes)"
-	test ! -e $(VENV)/.installing || rm -r $(VENV)
-	test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
-	touch $(VENV)/.installing
-	$(BIN)/python -c "import torch" 2>/dev/null || $(PIP) "$(TORCH)"
-	$(PIP) --editable "$(1)" $(PINS)
-	touch $@
-	rm $(VENV)/.installing
+	@test ! -e $(VENV)/.installing || rm -r $(VENV)
+	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
+	@touch $(VENV)/.installing
+	@$(BIN)/python -c "import torch" 2>/dev/null || $(PIP) "$(TORCH)"
+	@$(PIP) --editable "$(1)" $(PINS)
+	@touch $@
+	@rm $(VENV)/.installing
 endef
 
 $(VENV)/.installed: pyproject.toml
