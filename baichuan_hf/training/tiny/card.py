@@ -50,12 +50,12 @@ print(generate([{{"role": "user", "content": "你是谁？"}}])[0]["generated_te
 {texts}
 | all | | | | {train_bytes:,} | {valid_bytes:,} |
 
-Licences are those that the packages name. The film reviews come from IMDb and Rotten Tomatoes, the product reviews from
-Chinese shops, the newspaper is the People's Daily of January 1998; their authors are not named. Labels of reviews and
-tags of words were left behind. Lines that occur twice were dropped, and so were documents that share 24 characters in a
-row with a data set that this project measures on (ChnSentiCorp hotel reviews, EPRSTMT, CMRC 2018, Weibo NER, Multi30k,
-WikiText-2 and others). Chat tuning used {turns} written turns (`conversations.json`, Apache-2.0) and questions made up for
-idioms, glosses, lyrics and reviews of the training part above, mixed with plain text.
+Licences are those that the packages name. The film reviews come from IMDb and Rotten Tomatoes, the product reviews
+from Chinese shops, the newspaper is the People's Daily of January 1998; their authors are not named. Labels of reviews
+and tags of words were left behind. Lines that occur twice were dropped, and so were documents that share 24 characters
+in a row with a data set that this project measures on (ChnSentiCorp hotel reviews, EPRSTMT, CMRC 2018, Weibo NER,
+Multi30k, WikiText-2 and others). Chat tuning used {turns} written turns (`conversations.json`, Apache-2.0), questions
+made up for idioms, glosses, lyrics and reviews of the training part, mixed with plain text.
 
 ## Training
 
