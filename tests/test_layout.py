@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import json
+import os
 import re
 import subprocess
 import sys
@@ -194,9 +195,14 @@ def test_top_level_entries():
 
 
 @pytest.mark.parametrize("readme", sorted(REPOSITORY.glob("README*.md")), ids=lambda file: file.name)
-def test_readme_python_blocks_run(readme, tmp_path):
-    blocks = re.findall(r"^```python\n(.*?)^```", readme.read_text(), re.MULTILINE | re.DOTALL)
+def test_readme_code_prints_what_it_says(readme, tmp_path):
+    """The python blocks, one after another; a text block behind one is what it prints."""
+    pattern = r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```)?"
+    blocks = re.findall(pattern, readme.read_text(), re.MULTILINE | re.DOTALL)
     script = tmp_path / "blocks.py"
-    script.write_text("\n".join(blocks))
-    result = subprocess.run([sys.executable, script], capture_output=True, text=True, cwd=tmp_path, timeout=300)
+    script.write_text("\n".join(code for code, _ in blocks))
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, script]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path, timeout=300)
     assert result.returncode == 0, result.stderr
+    assert result.stdout == "".join(printed for _, printed in blocks)
