@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from baichuan_hf import BaichuanForCausalLM, BaichuanTokenizer, bundled_checkpoint
 from baichuan_hf.data.chat import build_chat_input
-from baichuan_hf.training.tiny.evaluate import bits_per_byte, bundled_reviews
+from baichuan_hf.training.tiny.evaluate import bits_per_byte, written_texts
 from baichuan_hf.training.tiny.sources import SOURCES
 from baichuan_hf.training.tiny.tokenizer import RESERVED
 
@@ -78,10 +78,10 @@ def test_chat_tuning_took(model: BaichuanForCausalLM, tokenizer: BaichuanTokeniz
 
 @pytest.mark.parametrize("language", ["zh", "en"])
 def test_recorded_bits_per_byte(folder: Path, model: BaichuanForCausalLM, tokenizer: BaichuanTokenizer, language: str):
-    """On the reviews of the package, the one measured text that every clone has."""
-    name = f"bundled reviews ({language})"
+    """On the one measured text that every clone has."""
+    name = f"written for this ({language})"
     recorded = json.loads((folder / "evaluation.json").read_text())[name]
-    measured = bits_per_byte(model, tokenizer, bundled_reviews()[name])
+    measured = bits_per_byte(model, tokenizer, written_texts()[name])
     assert measured["bytes"] == recorded["bytes"]
     assert measured["model"] == pytest.approx(recorded["model"], abs=2e-3)
     assert measured["model"] < 0.75 * min(measured["gzip"], measured["xz"], recorded["unigram"])

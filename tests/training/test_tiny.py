@@ -167,7 +167,7 @@ def test_recipe_from_packages_to_card(micro: Path):
     ]
     assert losses[-1] < losses[0] - 1
     results = json.loads((final / "evaluation.json").read_text())
-    assert set(results) >= {"zh", "en", "product reviews", "WordNet glosses", "bundled reviews (zh)"}
+    assert set(results) >= {"zh", "en", "product reviews", "WordNet glosses", "written for this (zh)"}
     assert results["en"]["model"] < 8
 
 

@@ -70,8 +70,8 @@ on one H100. Documents are joined with `</s>` between them and cut into blocks o
 
 Lower is better. Measured in float32 on the saved bfloat16 weights, after chat tuning, in windows of {context} tokens
 that see nothing before them; unigram: frequencies of the same tokens in the training part. `zh` and `en` are all
-held-out documents of a language, and the rows after them those of one text. The bundled reviews are those of
-`baichuan_hf/data/reviews`, of whose kind the model has seen nothing.
+held-out documents of a language, and the rows after them those of one text. The last two are half a page of everyday
+prose in each language, written to measure on (`held_out.json`); it is too short for a compressor to get going.
 
 | text | bytes | tokens | {name} | unigram | gzip -9 | xz -9e |
 |---|---:|---:|---:|---:|---:|---:|

@@ -1,10 +1,11 @@
 """Bits per byte on held-out text, beside a unigram model of the same tokens and two compressors."""
 
 import gzip
+import json
 import lzma
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,27 +14,22 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-REVIEWS = Path(__file__).parents[2] / "data" / "reviews"
+WRITTEN = Path(__file__).with_name("held_out.json")
 
 
 def held_out_texts(valid: Path) -> dict[str, list[str]]:
     """Documents to measure on: the held-out part of the corpus by language (`zh`, `en`), the same by source, and
-    `bundled_reviews`."""
-    rows = list(Dataset.from_parquet(str(valid)))
-    return group(rows, "language", "text") | group(rows, "source", "text") | bundled_reviews()
+    `written_texts`."""
+    texts = defaultdict(list)
+    for row in Dataset.from_parquet(str(valid)):
+        texts[row["language"]].append(row["text"])
+        texts[row["source"]].append(row["text"])
+    return {**texts, **written_texts()}
 
 
-def bundled_reviews() -> dict[str, list[str]]:
-    """The reviews that come with the package, which are of no source: `bundled reviews (zh)` and `(en)`."""
-    rows = Dataset.from_csv([str(file) for file in sorted(REVIEWS.glob("*.csv"))])
-    return {f"bundled reviews ({language})": texts for language, texts in group(rows, "language", "review").items()}
-
-
-def group(rows: Iterable[dict[str, str]], key: str, value: str) -> dict[str, list[str]]:
-    groups = defaultdict(list)
-    for row in rows:
-        groups[row[key]].append(row[value])
-    return dict(groups)
+def written_texts() -> dict[str, list[str]]:
+    """Half a page in each language, written to measure on: the text that every copy of the package has."""
+    return json.loads(WRITTEN.read_text(encoding="utf-8"))
 
 
 @torch.inference_mode()
