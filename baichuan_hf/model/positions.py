@@ -146,7 +146,10 @@ class AlibiEmbedding(Float32Buffers):
 
         if self._uses_head_dims(hidden_states, kwargs):
             scaling = self.config.head_dim**-0.5
-            return mask, {"head_dims": alibi_head_dims(slopes / scaling, kv_length, hidden_states.dtype)}
+            # The parts of a slope must be exact in what attention computes in, which autocast chooses.
+            autocast = torch.is_autocast_enabled(device.type)
+            dtype = torch.get_autocast_dtype(device.type) if autocast else hidden_states.dtype
+            return mask, {"head_dims": alibi_head_dims(slopes / scaling, kv_length, dtype)}
         if self.config._attn_implementation == "flex_attention":
             return mask, {"position_bias": ComputedBias(slopes[None], q_positions, k_positions)}
         distance = (k_positions[None, :] - q_positions[:, None]).float()  # (T, S), zero or negative where allowed

@@ -46,6 +46,17 @@ PRESETS: dict[str, dict[str, Any]] = {
         "position_embedding_type": "alibi",
         "normalize_lm_head": True,
     },
+    "tiny": {
+        "vocab_size": 6144,
+        "hidden_size": 256,
+        "intermediate_size": 688,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 8,
+        "max_position_embeddings": 1024,
+        "position_embedding_type": "rope",
+        "normalize_lm_head": True,
+        "z_loss_weight": 2e-4,
+    },
     "llama-2-7b": {
         "vocab_size": 32000,
         "hidden_size": 4096,

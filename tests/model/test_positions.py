@@ -156,3 +156,12 @@ def test_slopes_stay_exact_when_the_model_is_cast(dtype):
     model = BaichuanForCausalLM(tiny_config(position_embedding_type="alibi", num_attention_heads=8)).to(dtype)
     assert torch.equal(model.model.positions.slopes, alibi_slopes(8))
     assert torch.equal(copy.deepcopy(model).model.positions.slopes, alibi_slopes(8))
+
+
+def test_head_dims_are_exact_in_the_precision_of_autocast(monkeypatch):
+    monkeypatch.setattr(AlibiEmbedding, "_uses_head_dims", lambda *_: True)
+    embedding = AlibiEmbedding(tiny_config(position_embedding_type="alibi"))
+    embedding.config._attn_implementation = "sdpa"
+    with torch.autocast("cpu", torch.bfloat16):
+        _, options = embedding.bias(None, hidden_states=torch.zeros(1, 100, 8), past_key_values=None, layer_idx=0)
+    assert options["head_dims"].query.dtype == options["head_dims"].key.dtype == torch.bfloat16

@@ -13,20 +13,12 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from ...model.configuration_baichuan import BaichuanConfig
 from ...model.modeling_baichuan import BaichuanForCausalLM
+from ...model.presets import PRESETS
 
 
 # Sized for the package: folders of at most 16 and 6 MiB in bfloat16.
 SHAPES: dict[str, dict[str, Any]] = {
-    "tiny": {
-        "hidden_size": 256,
-        "intermediate_size": 688,
-        "num_hidden_layers": 6,
-        "num_attention_heads": 8,
-        "position_embedding_type": "rope",
-        "max_position_embeddings": 1024,
-        "normalize_lm_head": True,
-        "z_loss_weight": 2e-4,
-    },
+    "tiny": PRESETS["tiny"],
     "tiny-alibi": {
         "hidden_size": 128,
         "intermediate_size": 352,
@@ -72,8 +64,7 @@ def pretrain(name: str, blocks: Path, tokenizer: PreTrainedTokenizerBase, argume
     """Train a model of `SHAPES[name]` on the blocks, from the last checkpoint in `output_dir` if there is one."""
     set_seed(arguments.seed)
     config = BaichuanConfig(
-        **SHAPES[name],
-        vocab_size=len(tokenizer),
+        **SHAPES[name] | {"vocab_size": len(tokenizer)},
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
