@@ -105,13 +105,14 @@ def _fine_tune(model: str, output_dir: Path, seed: int) -> tuple[dict[str, float
         eval_file=str(REVIEWS / "test.csv"),
         text_column="review",
         lora=True,
+        lora_target_modules=["all-linear"],
         merge=True,
     )
     training_arguments = transformers.TrainingArguments(
         output_dir=str(output_dir),
         seed=seed,
         num_train_epochs=6,
-        learning_rate=1e-3,
+        learning_rate=3e-3,
         lr_scheduler_type="cosine",
         per_device_train_batch_size=16,
         eval_on_start=True,
