@@ -15,7 +15,20 @@ from ..data.chat import Message, build_chat_input
 def load_causal_lm(
     name: str, *, dtype: str = "auto", device: str = "auto"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A language model (or an adapter of one) and its tokenizer; `name`: a folder, a name on the Hub, or `tiny`."""
+    """A language model (or an adapter of one) and its tokenizer; `name`: a folder, a name on the Hub, or `tiny`.
+
+    Raises ValueError for a device that is not there, OSError for a model that is not.
+    """
+    if device not in ("auto", "cpu"):
+        kind, _, index = device.partition(":")
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        there = (
+            [f"{accelerator.type}:{number}" for number in range(torch.accelerator.device_count())]
+            if accelerator
+            else []
+        )
+        if f"{kind}:{index or 0}" not in there:
+            raise ValueError(f"device {device!r} is not there; this machine has {', '.join(['cpu', *there])}")
     source = resolve_model(name)
     model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, device_map=device).eval()
     return model, AutoTokenizer.from_pretrained(source)

@@ -58,6 +58,21 @@ def test_folder_without_a_model_is_one_line(run, tmp_path):
     assert len(result.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        pytest.param(["--device", "abacus"], 1, "device 'abacus' is not there; this machine has cpu", id="device"),
+        pytest.param(["--dtype", "float99"], 2, "'--dtype'", id="dtype"),
+        pytest.param(["--top-p", "3"], 2, "'--top-p'", id="range"),
+        pytest.param(["--temperature", "0", "--do-sample"], 1, "temperature", id="temperature"),
+    ],
+)
+def test_wrong_settings_are_named(run, checkpoint, words, code, message):
+    result = run("generate", "a", "--model", checkpoint, *words)
+    assert result.exit_code == code
+    assert message in result.stderr
+
+
 def test_chat_remembers_and_clears(run, checkpoint, monkeypatch):
     prompts = []
 
