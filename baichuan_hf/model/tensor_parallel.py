@@ -4,31 +4,29 @@ from __future__ import annotations
 
 from typing import Any
 
+import transformers
+from packaging.version import Version
+from transformers.distributed.tensor_parallel import PackedColwiseParallel
+
 
 try:
     from transformers.distributed.parallel_utils import ALL_PARALLEL_STYLES
-    from transformers.distributed.tensor_parallel import PackedColwiseParallel
-except ImportError:
-    try:  # transformers 5.17 and neighbours keep both in one module
-        from transformers.distributed.tensor_parallel import ALL_PARALLEL_STYLES, PackedColwiseParallel
-    except ImportError:
-        ALL_PARALLEL_STYLES = PackedColwiseParallel = None
+except ImportError:  # where the oldest supported versions keep it
+    from transformers.distributed.tensor_parallel import ALL_PARALLEL_STYLES
 
 
 # Each process takes its heads' rows out of each of the three parts; the stock "packed_colwise" knows two parts only.
-if PackedColwiseParallel is not None:
-    ALL_PARALLEL_STYLES.register("packed3_colwise", PackedColwiseParallel(split_factor=3))
+ALL_PARALLEL_STYLES.register("packed3_colwise", PackedColwiseParallel(split_factor=3))
 
 
 def check_tensor_parallel(loading_options: dict[str, Any]) -> None:
-    """Refuse tensor parallelism with a transformers that cannot shard a three-way packed projection.
+    """Refuse `tp_plan=` where `from_pretrained` does not know it yet.
 
     Raises:
         ImportError: transformers is older than 5.17.
     """
-    asked = any(loading_options.get(option) is not None for option in ("tp_plan", "tp_size", "distributed_config"))
-    if asked and PackedColwiseParallel is None:
+    if loading_options.get("tp_plan") is not None and Version(transformers.__version__) < Version("5.17"):
         raise ImportError(
-            "Tensor parallelism of Baichuan's fused W_pack needs transformers 5.17 or newer:"
-            " pip install -U 'transformers>=5.17,<6'"
+            f"tp_plan needs transformers 5.17 or newer; this is {transformers.__version__}. Update it, or pass"
+            " distributed_config=DistributedConfig(tp_size=...) from transformers.distributed."
         )
