@@ -70,6 +70,7 @@ CLI_OPTIONS = {
     "train": {"--help-all"},
 }
 TRAIN_ARGUMENTS = {
+    "config_overrides",
     "eval_file",
     "eval_fraction",
     "from_scratch",

@@ -33,7 +33,6 @@ SUPPORTED_VALUES: dict[str, tuple[Any, ...]] = {
     "attention_type": ("softmax",),
     "num_global_tokens": (0,),
     "num_local_experts": (0,),
-    "hidden_dropout": (0.0,),
     "layer_drop": (0.0,),
 }
 
@@ -111,7 +110,7 @@ class BaichuanConfig(PreTrainedConfig):
         normalize_lm_head: Whether the rows of the output matrix are normalised (NormHead of Baichuan2).
         z_loss_weight: Weight of the max-z loss of Baichuan2.
         attention_dropout: Dropout of the attention weights.
-        hidden_dropout: Dropout of the sublayers' outputs.
+        hidden_dropout: Dropout of the embeddings and of each sublayer's output, before it is added.
         layer_drop: Probability of leaving out a layer in training.
         initializer_range: Standard deviation of the initial weights.
 

@@ -125,6 +125,7 @@ class BaichuanModel(BaichuanPreTrainedModel):
         self.layers = nn.ModuleList(BaichuanDecoderLayer(config, index) for index in range(config.num_hidden_layers))
         self.norm = build_normalization(config)
         self.positions = build_positions(config)
+        self.dropout = nn.Dropout(config.hidden_dropout)
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -178,7 +179,7 @@ class BaichuanModel(BaichuanPreTrainedModel):
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
 
-        hidden_states = inputs_embeds
+        hidden_states = self.dropout(inputs_embeds)
         for layer, kind in zip(self.layers[: self.config.num_hidden_layers], self.config.layer_types, strict=False):
             mask, bias_kwargs = biases[kind]
             hidden_states = layer(

@@ -25,6 +25,9 @@ class TrainArguments:
     from_scratch: bool = option(
         "Start from random weights; --model is then a preset, or a folder or Hub name whose config is taken.", False
     )
+    config_overrides: str | None = option(
+        "Fields of the model's config to set, as in `hidden_dropout=0.1,attention_dropout=0.1`."
+    )
     eval_file: str | None = option("The like of --train-file, to evaluate on.")
     eval_fraction: float = option(
         "Share of the training rows to evaluate on when there is no --eval-file; stratified, the same in every run.",
@@ -54,6 +57,17 @@ class TrainArguments:
     @property
     def peft(self) -> bool:
         return self.lora or self.qlora
+
+    def config_values(self) -> dict[str, Any]:
+        """The fields of --config-overrides with their values, read as YAML."""
+        values = {}
+        for setting in (self.config_overrides or "").split(","):
+            name, separator, value = setting.partition("=")
+            if separator:
+                values[name.strip()] = yaml.safe_load(value)
+            elif setting:
+                raise ValueError(f"--config-overrides: {setting!r} is not of the form field=value")
+        return values
 
 
 class _Parser(HfArgumentParser):

@@ -52,7 +52,7 @@ def load_model(
     adapters they are frozen, so with --bf16 they are bfloat16. The config gets `config_values` and the id of padding.
     """
     set_seed(training_arguments.seed)
-    config_values["pad_token_id"] = tokenizer.pad_token_id
+    config_values |= {"pad_token_id": tokenizer.pad_token_id, **arguments.config_values()}
     if arguments.from_scratch:
         if arguments.model in list_presets():
             ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}

@@ -72,3 +72,14 @@ def test_wrong_yaml_is_named(tmp_path, text, message):
 def test_absent_yaml_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="run.yaml"):
         parse_arguments([str(tmp_path / "run.yaml")])
+
+
+def test_config_overrides_are_typed():
+    ours, _ = parse_arguments([*REQUIRED, "--config-overrides", "hidden_dropout=0.1,use_cache=false"])
+    assert ours.config_values() == {"hidden_dropout": 0.1, "use_cache": False}
+
+
+def test_config_overrides_of_another_form_are_refused():
+    ours, _ = parse_arguments([*REQUIRED, "--config-overrides", "hidden_dropout"])
+    with pytest.raises(ValueError, match="'hidden_dropout' is not of the form field=value"):
+        ours.config_values()
