@@ -6,6 +6,8 @@ from .data.chat import build_chat_input
 from .model.configuration_baichuan import BaichuanConfig, list_presets
 from .model.modeling_baichuan import (
     BaichuanForCausalLM,
+    BaichuanForImageClassification,
+    BaichuanForMaskedLM,
     BaichuanForQuestionAnswering,
     BaichuanForSequenceClassification,
     BaichuanForTokenClassification,
@@ -21,6 +23,8 @@ __version__ = "0.1.0"
 __all__ = [
     "BaichuanConfig",
     "BaichuanForCausalLM",
+    "BaichuanForImageClassification",
+    "BaichuanForMaskedLM",
     "BaichuanForQuestionAnswering",
     "BaichuanForSequenceClassification",
     "BaichuanForTokenClassification",

@@ -40,10 +40,11 @@ MODEL_RANKS = {
     "presets": 0,
     "configuration_baichuan": 1,
     "attention": 3,
-    "moe": 3,
-    "layers": 4,
-    "modeling_baichuan": 5,
-    "registration": 6,
+    **dict.fromkeys(("linear_attention", "window_attention"), 4),
+    "attention_types": 5,
+    **dict.fromkeys(("initialization", "layers"), 6),
+    "modeling_baichuan": 7,
+    "registration": 8,
 }
 FAMILY_RANK = 2
 

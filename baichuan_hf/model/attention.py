@@ -1,4 +1,4 @@
-"""Self-attention: projections and head sharing around transformers' attention interface.
+"""Softmax attention: projections and head sharing around transformers' attention interface.
 
 Shape legend: B batch, H query heads, T queries, S keys, D head dimension.
 """
@@ -11,19 +11,25 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache
+from transformers import Cache, EncoderDecoderCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb, eager_attention_forward
 
 from .configuration_baichuan import BaichuanConfig
-from .positions import HeadDims
+from .position_biases import HeadDims
 
 
 class BaichuanAttention(nn.Module):
     """Multi-head attention with one fused q, k, v matrix (`W_pack`), or grouped-query attention with three.
 
     Heads are counted from the projections' width, not from the config: under tensor parallelism a process has a part.
+    Other kinds of attention between the same projections override `attend`.
     """
+
+    # Whether `attend` takes which keys are tokens, (B, S) or None, in place of a mask of queries by keys.
+    takes_padding_mask = False
+    # Whether `attend` goes by the tokens' positions, which then count tokens without the padding.
+    absolute = False
 
     def __init__(self, config: BaichuanConfig, layer_idx: int) -> None:
         super().__init__()
@@ -50,46 +56,71 @@ class BaichuanAttention(nn.Module):
         attention_mask: Any = None,
         position_embeddings: tuple[Tensor, Tensor] | None = None,
         past_key_values: Cache | None = None,
-        head_dims: HeadDims | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """hidden_states: (B, T, hidden_size) -> same shape, and the attention weights where the backend has them."""
-        input_shape = hidden_states.shape[:-1]
-        query, key, value = (
-            x.view(*input_shape, -1, self.head_dim).transpose(1, 2) for x in self._project(hidden_states)
-        )  # (B, H, T, D)
+        query, key, value = (self._split_heads(x) for x in self._project(hidden_states))
         if position_embeddings is not None:
             query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
-
-        if isinstance(attention_mask, Tensor):
-            attention_mask = self._local_heads(attention_mask, query.shape[1])
-        if (bias := kwargs.get("position_bias")) is not None:
-            kwargs["position_bias"] = replace(bias, slopes=self._local_heads(bias.slopes, query.shape[1]))
-        if head_dims is not None:
-            extra_query = self._local_heads(head_dims.query, query.shape[1])
-            query = torch.cat([query, extra_query.expand(*query.shape[:3], -1)], dim=-1)
-            key = torch.cat([key, head_dims.key.expand(*key.shape[:3], -1)], dim=-1)
-        attend: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
-        output, weights = attend(
-            self,
+        output, weights = self.attend(
             query,
             key,
             value,
             attention_mask,
-            dropout=self.config.attention_dropout if self.training else 0.0,
-            scaling=self.scaling,
+            hidden_states=hidden_states,
+            position_embeddings=position_embeddings,
             **kwargs,
         )  # (B, T, H, D)
-        return self.o_proj(output.reshape(*input_shape, -1)), weights
+        return self.o_proj(output.reshape(*hidden_states.shape[:-1], -1)), weights
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Any,
+        *,
+        head_dims: HeadDims | None = None,
+        hidden_states: Tensor | None = None,
+        position_embeddings: tuple[Tensor, Tensor] | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """(B, H, T, D), twice (B, key/value heads, S, D) -> (B, T, H, D), by the backend that the config names.
+
+        Args:
+            query: as `key` and `value`, after rotation.
+            key: with those of the cache.
+            value: the like.
+            attention_mask: of queries by keys, as the backend takes it, or as `takes_padding_mask` says.
+            head_dims: a bias of the scores in the form of further dimensions.
+            hidden_states: what the three were projected from, for kinds of attention with projections of their own.
+            position_embeddings: the rotation, for the same.
+            kwargs: further arguments of the backend.
+        """
+        if isinstance(attention_mask, Tensor):
+            attention_mask = self._local_heads(attention_mask, query.shape[1])
+        if (bias := kwargs.get("position_bias")) is not None:
+            kwargs["position_bias"] = (
+                self._local_heads(bias, query.shape[1])
+                if isinstance(bias, Tensor)
+                else replace(bias, slopes=self._local_heads(bias.slopes, query.shape[1]))
+            )
+        if head_dims is not None:
+            extra_query = self._local_heads(head_dims.query, query.shape[1])
+            query = torch.cat([query, extra_query.expand(*query.shape[:3], -1)], dim=-1)
+            key = torch.cat([key, head_dims.key.expand(*key.shape[:3], -1)], dim=-1)
+        return run_backend(self, query, key, value, attention_mask, **kwargs)
 
     def _project(self, hidden_states: Tensor) -> tuple[Tensor, ...]:
         if self.config.fused_qkv:
             return self.W_pack(hidden_states).chunk(3, dim=-1)
         return self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)
+
+    def _split_heads(self, projected: Tensor) -> Tensor:
+        """(B, T, heads * D) -> (B, heads, T, D)."""
+        return projected.view(*projected.shape[:-1], -1, self.head_dim).transpose(1, 2)
 
     def _local_heads(self, bias: Tensor, num_heads: int) -> Tensor:
         """The part of a mask or the like, (B, H or 1, ...), that belongs to this process's heads."""
@@ -98,3 +129,61 @@ class BaichuanAttention(nn.Module):
         mesh = self.o_proj.weight.device_mesh  # type: ignore[attr-defined]  # sharded weights are DTensors
         rank = mesh.get_local_rank("tp") if mesh.ndim > 1 else mesh.get_local_rank()
         return bias.narrow(1, rank * num_heads, num_heads)
+
+
+class BaichuanCrossAttention(nn.Module):
+    """Attention of a decoder to the last hidden states of an encoder, whose keys and values are computed once."""
+
+    is_causal = False
+
+    def __init__(self, config: BaichuanConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.head_dim = config.head_dim
+        self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
+        self.scaling = self.head_dim**-0.5
+
+        width = config.num_attention_heads * self.head_dim
+        kv_width = config.num_key_value_heads * self.head_dim
+        encoder_size = config.cross_attention_hidden_size or config.hidden_size
+        self.q_proj = nn.Linear(config.hidden_size, width, bias=config.attention_bias)
+        self.k_proj = nn.Linear(encoder_size, kv_width, bias=config.attention_bias)
+        self.v_proj = nn.Linear(encoder_size, kv_width, bias=config.attention_bias)
+        self.o_proj = nn.Linear(width, config.hidden_size, bias=config.attention_bias)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        encoder_attention_mask: Any = None,
+        past_key_values: EncoderDecoderCache | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """(B, T, hidden_size), (B, S, encoder's hidden_size) -> (B, T, hidden_size), and the weights if there are."""
+        query = self._split_heads(self.q_proj(hidden_states))
+        if past_key_values is not None and past_key_values.is_updated.get(self.layer_idx):
+            layer = past_key_values.cross_attention_cache.layers[self.layer_idx]
+            key, value = layer.keys, layer.values
+        else:
+            key = self._split_heads(self.k_proj(encoder_hidden_states))
+            value = self._split_heads(self.v_proj(encoder_hidden_states))
+            if past_key_values is not None:
+                key, value = past_key_values.cross_attention_cache.update(key, value, self.layer_idx)
+                past_key_values.is_updated[self.layer_idx] = True
+        output, weights = run_backend(self, query, key, value, encoder_attention_mask, **kwargs)
+        return self.o_proj(output.reshape(*hidden_states.shape[:-1], -1)), weights
+
+    def _split_heads(self, projected: Tensor) -> Tensor:
+        return projected.view(*projected.shape[:-1], -1, self.head_dim).transpose(1, 2)
+
+
+def run_backend(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
+) -> tuple[Tensor, Tensor | None]:
+    """transformers' attention function of `module.config`'s backend: (B, H, T, D), ... -> (B, T, H, D), weights."""
+    attend: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(
+        module.config._attn_implementation, eager_attention_forward
+    )
+    dropout = module.config.attention_dropout if module.training else 0.0
+    return attend(module, query, key, value, attention_mask, dropout=dropout, scaling=module.scaling, **kwargs)

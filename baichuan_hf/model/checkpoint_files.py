@@ -84,7 +84,8 @@ def check_loaded_weights(
             f" ({', '.join(f'{name}={getattr(config, name)}' for name in fields.split(' or '))}) is not what the"
             " weights were made with. Correct it, or pass ignore_mismatched_sizes=True to start them at random."
         )
-    missing = sorted(key for key in missing_keys if LAYER_KEY.search(key))
+    # An encoder or a language model may become the decoder of a pair, whose cross-attention is then trained anew.
+    missing = sorted(key for key in missing_keys if LAYER_KEY.search(key) and ".cross_att" not in key)
     if missing:
         raise OSError(
             f"{checkpoint} lacks {len(missing)} weights of the layers, first {missing[0]}: a shard is not in the"

@@ -17,24 +17,7 @@ PositionEmbeddingType = Literal["rope", "alibi", "sinusoidal", "learned", "relat
 NormType = Literal["rms_norm", "layer_norm", "deep_norm"]
 NormPosition = Literal["pre", "post", "sandwich"]
 AttentionType = Literal["softmax", "linformer", "performer"]
-
-# Fields of the contract whose other values arrive with a later release. A value outside is refused, never ignored.
-SUPPORTED_VALUES: dict[str, tuple[Any, ...]] = {
-    "position_embedding_type": ("rope", "alibi"),
-    "norm_type": ("rms_norm",),
-    "norm_position": ("pre",),
-    "gated_mlp": (True,),
-    "norm_bias": (False,),
-    "embedding_norm": (False,),
-    "final_norm": (True,),
-    "type_vocab_size": (0,),
-    "is_causal": (True,),
-    "add_cross_attention": (False,),
-    "attention_type": ("softmax",),
-    "num_global_tokens": (0,),
-    "num_local_experts": (0,),
-    "layer_drop": (0.0,),
-}
+InitializerType = Literal["normal", "xavier_uniform", "kaiming_normal", "deep_net", "small"]
 
 # Vocabulary size from which an original checkpoint is of the second generation, whose head is normalised.
 NORMALIZED_HEAD_VOCAB_SIZE = 125696
@@ -83,36 +66,56 @@ class BaichuanConfig(PreTrainedConfig):
         gated_mlp: Whether the feed-forward layer is gated (with `silu`: SwiGLU, Shazeer 2020).
         max_position_embeddings: Context length in tokens.
         model_max_length: The same under the name that the ALiBi families use in their files.
-        position_embedding_type: `"rope"` (Su et al. 2021) or `"alibi"` (Press et al. 2022).
+        position_embedding_type: `"rope"` (Su et al. 2021), `"alibi"` (Press et al. 2022), `"sinusoidal"` (Vaswani
+            et al. 2017), `"learned"`, `"relative"` (T5's bucketed bias, Raffel et al. 2020) or `"none"`.
         rope_parameters: Parameters of RoPE and its scaling, as everywhere in transformers: `rope_type`
             (`default`, `linear`, `dynamic`, `yarn`, ...), `rope_theta`, `factor`, ...
         alibi_scaling: Context extension of ALiBi: `{"alibi_type": "linear" | "ntk", "factor": 4.0}`, or
             `{"alibi_type": "dynamic"}`, whose factor grows with the sequence beyond `max_position_embeddings`.
-        norm_type: Normalisation of the layers.
-        norm_position: Where it stands.
+        relative_attention_num_buckets: Number of distances that `"relative"` positions tell apart.
+        relative_attention_max_distance: Distance from which all fall into the last bucket.
+        norm_type: `"rms_norm"` (Zhang & Sennrich 2019), `"layer_norm"` (Ba et al. 2016), or `"deep_norm"`: LayerNorm
+            after a residual scaled by DeepNet's alpha, with weights scaled by its beta (Wang et al. 2022).
+        norm_position: `"pre"`: x + f(norm(x)); `"post"`: norm(x + f(x)); `"sandwich"`: x + norm(f(norm(x))).
         rms_norm_eps: Epsilon of every norm.
         attention_bias: Whether q, k, v and o have biases.
         mlp_bias: Whether the feed-forward layers have biases.
         norm_bias: Whether the norms have biases.
         embedding_norm: Whether a norm follows the embeddings.
+        embedding_multiplier: Factor of the token embeddings; sqrt(hidden_size) in Vaswani et al. 2017.
         final_norm: Whether a norm follows the last layer.
-        type_vocab_size: Number of segment embeddings.
-        is_causal: Whether a token sees only itself and what stands before it.
-        add_cross_attention: Whether the layers also attend to an encoder.
-        sliding_window: Number of tokens that a sliding layer sees, the token itself included.
+        type_vocab_size: Number of segment embeddings (BERT).
+        is_causal: Whether a token sees only itself and what stands before it; False makes an encoder.
+        add_pooling_layer: Whether `BaichuanModel` pools the first token through a dense layer and tanh (BERT).
+        add_cross_attention: Whether the layers also attend to an encoder, inside `EncoderDecoderModel`.
+        cross_attention_hidden_size: Width of that encoder; defaults to `hidden_size`.
+        num_decoder_layers: For an encoder with `"deep_norm"` that feeds a decoder: the decoder's number of layers.
+        sliding_window: Number of tokens that a causal sliding layer sees, the token itself included; in an encoder,
+            the number that it sees on either side.
         layer_types: `"full_attention"` or `"sliding_attention"` per layer; filled from `sliding_window` when absent.
-        attention_type: Kind of attention.
-        num_global_tokens: Number of global tokens beside a sliding window.
-        num_local_experts: Number of experts per layer; 0 is dense.
+        attention_type: `"softmax"`, or for encoders `"linformer"` (Wang et al. 2020) or `"performer"` (Choromanski et
+            al. 2021), whose cost grows linearly with the length.
+        projected_length: Linformer's k: keys and values are projected from the length to so many.
+        num_random_features: Performer's number of random features per head; defaults to
+            `head_dim * ln(head_dim)`, rounded down.
+        num_global_tokens: With `sliding_window`, for encoders: so many first tokens see all and are seen by all,
+            through projections of their own (Longformer, Beltagy et al. 2020).
+        num_local_experts: Number of experts per sparse layer (Mixtral, Jiang et al. 2024); 0 is dense.
         num_experts_per_tok: Number of experts that a token visits.
         router_aux_loss_coef: Weight of the load-balancing loss.
+        output_router_logits: Whether the output holds the routers' logits.
         moe_layer_interval: Every how many layers one has experts.
         normalize_lm_head: Whether the rows of the output matrix are normalised (NormHead of Baichuan2).
         z_loss_weight: Weight of the max-z loss of Baichuan2.
         attention_dropout: Dropout of the attention weights.
         hidden_dropout: Dropout of the embeddings and of each sublayer's output, before it is added.
-        layer_drop: Probability of leaving out a layer in training.
-        initializer_range: Standard deviation of the initial weights.
+        layer_drop: Probability that a layer is left out of a training step (Fan et al. 2020).
+        initializer_range: Standard deviation of the initial weights, for `initializer_type="normal"`.
+        initializer_type: `"normal"`, `"xavier_uniform"`, `"kaiming_normal"`, `"small"` (Nguyen & Salazar 2019) or, the
+            default of `"deep_norm"`, `"deep_net"`.
+        image_size: Height and width of an image in pixels, for `BaichuanForImageClassification`.
+        patch_size: Height and width of a patch; each becomes a token (ViT, Dosovitskiy et al. 2021).
+        num_channels: Number of colours.
 
     Raises:
         StrictDataclassError: a field has a wrong type or a value that is not allowed, or two fields contradict.
@@ -148,6 +151,8 @@ class BaichuanConfig(PreTrainedConfig):
     position_embedding_type: PositionEmbeddingType | None = None
     rope_parameters: dict | None = None
     alibi_scaling: dict | None = None
+    relative_attention_num_buckets: int = 32
+    relative_attention_max_distance: int = 128
     norm_type: NormType = "rms_norm"
     norm_position: NormPosition = "pre"
     rms_norm_eps: float = 1e-6
@@ -155,17 +160,24 @@ class BaichuanConfig(PreTrainedConfig):
     mlp_bias: bool = False
     norm_bias: bool = False
     embedding_norm: bool = False
+    embedding_multiplier: float | int = 1.0
     final_norm: bool = True
     type_vocab_size: int = 0
     is_causal: bool = True
+    add_pooling_layer: bool = False
     add_cross_attention: bool = False
+    cross_attention_hidden_size: int | None = None
+    num_decoder_layers: int | None = None
     sliding_window: int | None = None
     layer_types: list[str] | None = None
     attention_type: AttentionType = "softmax"
+    projected_length: int = 256
+    num_random_features: int | None = None
     num_global_tokens: int = 0
     num_local_experts: int = 0
     num_experts_per_tok: int = 2
     router_aux_loss_coef: float | int = 0.001
+    output_router_logits: bool = False
     moe_layer_interval: int = 1
     normalize_lm_head: bool | None = None
     z_loss_weight: float | int = 0.0
@@ -173,6 +185,10 @@ class BaichuanConfig(PreTrainedConfig):
     hidden_dropout: float | int = 0.0
     layer_drop: float | int = 0.0
     initializer_range: float = 0.02
+    initializer_type: InitializerType | None = None
+    image_size: int = 224
+    patch_size: int = 16
+    num_channels: int = 3
     use_cache: bool = True
     tie_word_embeddings: bool = False
     pad_token_id: int | None = 0
@@ -241,6 +257,8 @@ class BaichuanConfig(PreTrainedConfig):
         if self.layer_types is None:
             kind = "full_attention" if self.sliding_window is None else "sliding_attention"
             self.layer_types = [kind] * self.num_hidden_layers
+        if self.initializer_type is None:
+            self.initializer_type = "deep_net" if self.norm_type == "deep_norm" else "normal"
 
         if self.rope_parameters is not None:
             # The base class fills it in; the caller's stays as it is.
@@ -255,32 +273,36 @@ class BaichuanConfig(PreTrainedConfig):
         """Whether q, k and v are the one matrix `W_pack`."""
         return self.num_key_value_heads == self.num_attention_heads
 
+    def is_sparse_layer(self, layer_idx: int) -> bool:
+        """Whether the feed-forward layer of layer `layer_idx`, counted from 0, consists of experts."""
+        return self.num_local_experts > 0 and (layer_idx + 1) % self.moe_layer_interval == 0
+
     def _tensor_parallel_plan(self) -> dict[str, str]:
         # Of the instance: a plan that names projections which the model lacks is refused by transformers.
-        projections = (
-            {"W_pack": "packed3_colwise"}
-            if self.fused_qkv
-            else {"q_proj": "colwise", "k_proj": "colwise", "v_proj": "colwise"}
-        )
-        return {
-            **{f"layers.*.self_attn.{name}": style for name, style in projections.items()},
-            "layers.*.self_attn.o_proj": "rowwise",
-            "layers.*.mlp.gate_proj": "colwise",
-            "layers.*.mlp.up_proj": "colwise",
-            "layers.*.mlp.down_proj": "rowwise",
-        }
+        separate = {"q_proj": "colwise", "k_proj": "colwise", "v_proj": "colwise"}
+        attention = {"W_pack": "packed3_colwise"} if self.fused_qkv else separate
+        if self.num_global_tokens:
+            attention = attention | {f"{name}_global_proj": "colwise" for name in "qkv"}
+        plan = {f"self_attn.{name}": style for name, style in attention.items()}
+        plan["self_attn.o_proj"] = "rowwise"
+        if self.add_cross_attention:
+            plan |= {f"cross_attn.{name}": style for name, style in separate.items()}
+            plan["cross_attn.o_proj"] = "rowwise"
+        sparse = {self.is_sparse_layer(index) for index in range(self.num_hidden_layers)}
+        if False in sparse:
+            plan |= {"mlp.up_proj": "colwise", "mlp.down_proj": "rowwise"}
+            if self.gated_mlp:
+                plan["mlp.gate_proj"] = "colwise"
+        if True in sparse:
+            up = {"gate_up_proj": "packed_colwise"} if self.gated_mlp else {"up_proj": "colwise"}
+            plan |= {f"mlp.experts.{name}": style for name, style in {**up, "down_proj": "rowwise"}.items()}
+            plan["mlp.experts"] = "moe_tp_experts"
+        return {f"layers.*.{name}": style for name, style in plan.items()}
 
     def _check_divisible(self, field: str, divisor_field: str) -> None:
         value, divisor = getattr(self, field), getattr(self, divisor_field)
         if divisor < 1 or value % divisor:
             raise ValueError(f"{field} ({value}) must be a multiple of {divisor_field} ({divisor}).")
-
-    def validate_supported(self) -> None:
-        for field, supported in SUPPORTED_VALUES.items():
-            value = getattr(self, field)
-            if value not in supported:
-                allowed = ", ".join(map(repr, supported))
-                raise ValueError(f"{field}={value!r} is not supported by this version of baichuan-hf; use {allowed}.")
 
     def validate_sizes(self) -> None:
         positive = (
@@ -294,11 +316,23 @@ class BaichuanConfig(PreTrainedConfig):
             "max_position_embeddings",
             "model_max_length",
             "sliding_window",
+            "projected_length",
+            "num_random_features",
+            "relative_attention_num_buckets",
+            "num_experts_per_tok",
+            "moe_layer_interval",
+            "num_decoder_layers",
+            "image_size",
+            "patch_size",
+            "num_channels",
         )
         for field in positive:
             value = getattr(self, field)
             if value is not None and value < 1:
                 raise ValueError(f"{field} ({value}) must be at least 1.")
+        for field in ("type_vocab_size", "num_global_tokens", "num_local_experts"):
+            if getattr(self, field) < 0:
+                raise ValueError(f"{field} ({getattr(self, field)}) must be at least 0.")
         self._check_divisible("num_attention_heads", "num_key_value_heads")
         if self.position_embedding_type == "rope" and self.head_dim % 2:
             raise ValueError(f"head_dim ({self.head_dim}) must be even: RoPE rotates pairs of dimensions.")
@@ -315,6 +349,69 @@ class BaichuanConfig(PreTrainedConfig):
                 raise ValueError(f"layer_types holds {kind!r}; allowed are {allowed}.")
         if "sliding_attention" in self.layer_types and self.sliding_window is None:
             raise ValueError("layer_types holds 'sliding_attention', but sliding_window is None: give its length.")
+
+    def validate_norms(self) -> None:
+        if self.norm_type == "deep_norm":
+            self._refuse_unless("norm_type", norm_position="post")
+        if self.initializer_type == "deep_net":
+            self._refuse_unless("initializer_type", norm_type="deep_norm")
+
+    def validate_roles(self) -> None:
+        if self.add_cross_attention:
+            # generate() makes the cache of the cross-attention like the other: a window would forget the encoder.
+            self._refuse_unless("add_cross_attention", is_causal=True, sliding_window=None)
+        if self.attention_type != "softmax":
+            self._refuse_unless("attention_type", is_causal=False, num_global_tokens=0, sliding_window=None)
+        if self.num_global_tokens:
+            self._refuse_unless("num_global_tokens", is_causal=False)
+            if self.sliding_window is None:
+                raise ValueError(
+                    f"num_global_tokens={self.num_global_tokens} does not go with sliding_window=None: set"
+                    " sliding_window, or leave num_global_tokens at 0 for full attention."
+                )
+
+    def validate_positions(self) -> None:
+        # Keys that are projected along the length have no position of their own any more, and the kernel of FAVOR+
+        # has no score to add a bias to.
+        added = ("sinusoidal", "learned", "none")
+        if self.attention_type == "linformer":
+            self._refuse_unless("attention_type", position_embedding_type=added)
+        if self.attention_type == "performer":
+            self._refuse_unless("attention_type", position_embedding_type=(*added, "rope"))
+        if self.num_global_tokens:
+            self._refuse_unless("num_global_tokens", position_embedding_type=(*added, "rope"))
+        if self.attention_type == "performer":
+            self._refuse_unless("attention_type", attention_dropout=0.0)
+        buckets = self.relative_attention_num_buckets
+        if self.position_embedding_type == "relative" and self.relative_attention_max_distance <= buckets // 2:
+            raise ValueError(
+                f"relative_attention_max_distance ({self.relative_attention_max_distance}) must be above half of"
+                f" relative_attention_num_buckets ({buckets})."
+            )
+
+    def validate_experts(self) -> None:
+        if not self.num_local_experts:
+            return
+        if self.num_experts_per_tok > self.num_local_experts:
+            raise ValueError(
+                f"num_experts_per_tok ({self.num_experts_per_tok}) must be at most num_local_experts"
+                f" ({self.num_local_experts})."
+            )
+        self._refuse_unless("num_local_experts", mlp_bias=False)
+
+    def validate_image(self) -> None:
+        self._check_divisible("image_size", "patch_size")
+
+    def _refuse_unless(self, field: str, **needed: Any) -> None:
+        """Raise an error that names `field` and the other one that does not go with its value."""
+        for other, values in needed.items():
+            allowed = values if isinstance(values, tuple) else (values,)
+            if (value := getattr(self, other)) not in allowed:
+                raise ValueError(
+                    f"{field}={getattr(self, field)!r} does not go with {other}={value!r}: use {other}="
+                    + " or ".join(map(repr, allowed))
+                    + f", or another {field}."
+                )
 
     def validate_rope_type(self) -> None:
         rope_type = (self.rope_parameters or {}).get("rope_type", "default")

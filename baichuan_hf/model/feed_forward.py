@@ -6,10 +6,25 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from .configuration_baichuan import BaichuanConfig
+from .experts import MixtureOfExperts
+
+
+class FeedForward(nn.Module):
+    """down(act(up(x))): two layers (Vaswani et al. 2017)."""
+
+    def __init__(self, dim: int, inner_dim: int, *, activation: str, bias: bool) -> None:
+        super().__init__()
+        self.up_proj = nn.Linear(dim, inner_dim, bias=bias)
+        self.down_proj = nn.Linear(inner_dim, dim, bias=bias)
+        self.act_fn = ACT2FN[activation]
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return self.down_proj(self.act_fn(self.up_proj(hidden_states)))
 
 
 class GatedFeedForward(nn.Module):
-    """down(act(gate(x)) * up(x)): SwiGLU with silu, GeGLU with gelu, GLU with sigmoid (Shazeer 2020)."""
+    """down(act(gate(x)) * up(x)): SwiGLU with silu, GeGLU with gelu, ReGLU with relu, GLU with sigmoid (Shazeer
+    2020)."""
 
     def __init__(self, dim: int, inner_dim: int, *, activation: str, bias: bool) -> None:
         super().__init__()
@@ -23,11 +38,13 @@ class GatedFeedForward(nn.Module):
         return self.down_proj(gate * self.up_proj(hidden_states))
 
 
-FEED_FORWARDS: dict[bool, type[nn.Module]] = {True: GatedFeedForward}
+FEED_FORWARDS: dict[bool, type[FeedForward | GatedFeedForward]] = {False: FeedForward, True: GatedFeedForward}
 
 
-def build_feed_forward(config: BaichuanConfig) -> nn.Module:
-    """The feed-forward layer that `config.gated_mlp` and `config.hidden_act` name."""
+def build_feed_forward(config: BaichuanConfig, layer_idx: int) -> nn.Module:
+    """The feed-forward layer that `config.gated_mlp` and `config.hidden_act` name, or experts of that kind."""
+    if config.is_sparse_layer(layer_idx):
+        return MixtureOfExperts(config)
     return FEED_FORWARDS[config.gated_mlp](
         config.hidden_size, config.intermediate_size, activation=config.hidden_act, bias=config.mlp_bias
     )

@@ -7,8 +7,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.activations import ACT2FN
 
 from .configuration_baichuan import BaichuanConfig
+from .normalization import build_normalization
 
 
 class NormHead(nn.Linear):
@@ -24,29 +26,64 @@ class NormHead(nn.Linear):
         norms = torch.linalg.vector_norm(self.weight, dim=-1, dtype=torch.float32)
         logits = F.linear(hidden_states, self.weight)
         # In place, so that a bfloat16 product is scaled in float32 and rounded once, without a float32 copy.
-        return logits.mul_(norms.clamp(min=self.EPS).reciprocal())
+        logits = logits.mul_(norms.clamp(min=self.EPS).reciprocal())
+        return logits if self.bias is None else logits + self.bias
 
 
 LM_HEADS: dict[bool, type[nn.Linear]] = {False: nn.Linear, True: NormHead}
 
 
-def build_lm_head(config: BaichuanConfig) -> nn.Linear:
+def build_lm_head(config: BaichuanConfig, *, bias: bool = False) -> nn.Linear:
     """The output head that `config.normalize_lm_head` names."""
-    return LM_HEADS[config.normalize_lm_head](config.hidden_size, config.vocab_size, bias=False)
+    return LM_HEADS[config.normalize_lm_head](config.hidden_size, config.vocab_size, bias=bias)
+
+
+class MaskedLMHead(nn.Module):
+    """decoder(norm(act(dense(x)))), the head of BERT (Devlin et al. 2019), with a bias in both linear layers."""
+
+    def __init__(self, config: BaichuanConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.act_fn = ACT2FN[config.hidden_act]
+        self.norm = build_normalization(config)
+        self.decoder: nn.Module = build_lm_head(config, bias=True)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return self.decoder(self.norm(self.act_fn(self.dense(hidden_states))))
+
+
+def fit_output_embeddings(new_embeddings: nn.Module, config: BaichuanConfig) -> nn.Module:
+    """A plain linear layer as the kind of head that the config names: that is what `resize_token_embeddings` hands
+    over. Anything else stays as it is."""
+    if not config.normalize_lm_head or type(new_embeddings) is not nn.Linear:
+        return new_embeddings
+    bias = new_embeddings.bias is not None
+    head = NormHead(new_embeddings.in_features, new_embeddings.out_features, bias=bias, device="meta")
+    head.weight, head.bias = new_embeddings.weight, new_embeddings.bias
+    head._is_hf_initialized = True  # type: ignore[assignment]  # or post_init would draw the weight anew
+    return head
 
 
 def max_z_loss(
-    logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None = None, **kwargs: Any
+    logits: Tensor,
+    labels: Tensor,
+    num_items_in_batch: Tensor | int | None = None,
+    *,
+    shifted: bool = True,
+    **kwargs: Any,
 ) -> Tensor:
-    """The square of the largest logit, averaged over all shifted positions, ignored ones included (Baichuan 2).
+    """The square of the largest logit, averaged over all positions, ignored ones included (Baichuan 2).
 
     Args:
         logits: (B, T, vocab_size).
         labels: (B, T), of which only the count of labels that are not -100 matters.
         num_items_in_batch: labels in all accumulated batches, as Trainer passes it; the mean is then weighted with
             this batch's share of them, so that accumulation gives an average and not a sum.
+        shifted: whether each position predicts the next label, as in a causal model.
     """
-    loss = logits[..., :-1, :].float().amax(dim=-1).square().mean()
+    if shifted:
+        logits, labels = logits[..., :-1, :], labels[..., 1:]
+    loss = logits.float().amax(dim=-1).square().mean()
     if num_items_in_batch is None:
         return loss
-    return loss * (labels[..., 1:] != -100).sum() / num_items_in_batch
+    return loss * (labels != -100).sum() / num_items_in_batch

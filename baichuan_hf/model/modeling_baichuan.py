@@ -13,33 +13,38 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedModel
-from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+from transformers import Cache, DynamicCache, EncoderDecoderCache, GenerationMixin, PreTrainedModel, initialization
+from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GenericForQuestionAnswering, GenericForTokenClassification
 from transformers.modeling_outputs import (
-    BaseModelOutputWithPast,
-    CausalLMOutputWithPast,
+    ImageClassifierOutput,
     SequenceClassifierOutputWithPast,
     TokenClassifierOutput,
 )
-from transformers.utils import can_return_tuple, is_torchdynamo_compiling
+from transformers.models.mixtral.modeling_mixtral import MixtralTopKRouter
+from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .attention import BaichuanAttention
+from .attention import BaichuanAttention, BaichuanCrossAttention
 from .checkpoint_files import check_loaded_weights, explain_loading_errors, written_beside
 from .configuration_baichuan import BaichuanConfig
+from .experts import load_balancing_loss
+from .initialization import initialize_projection, mark_projections
 from .layers import BaichuanDecoderLayer
-from .lm_head import NormHead, build_lm_head, max_z_loss
+from .linear_attention import PerformerAttention
+from .lm_head import MaskedLMHead, build_lm_head, fit_output_embeddings, max_z_loss
+from .masks import attention_mask_of, holds_segments, padding_mask, restarting_positions, token_positions
 from .normalization import build_normalization
-from .positions import AlibiEmbedding, build_positions, check_alibi_backend
+from .outputs import BaichuanCausalLMOutput, BaichuanMaskedLMOutput, BaichuanModelOutput
+from .patch_embeddings import PatchEmbeddings
+from .position_protocol import Positions
+from .positions import POSITIONS, build_positions
 from .tensor_parallel import check_tensor_parallel
 
 
 # What `save_pretrained(push_to_hub=True)` takes for the Hub.
 HUB_OPTIONS = {"repo_id", "commit_message", "private", "revision", "create_pr", "commit_description", "tags"}
-
-MASKS = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
 
 
 class BaichuanPreTrainedModel(PreTrainedModel):
@@ -56,12 +61,22 @@ class BaichuanPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-    _can_record_outputs = {"hidden_states": BaichuanDecoderLayer, "attentions": BaichuanAttention}
+    _can_record_outputs = {
+        "hidden_states": BaichuanDecoderLayer,
+        "attentions": BaichuanAttention,
+        "cross_attentions": BaichuanCrossAttention,
+        "router_logits": OutputRecorder(MixtralTopKRouter, index=0),
+    }
 
     @property
     def _supports_flash_attn(self) -> bool:
         # Flash attention knows no bias and would drop it; continuous batching asks here before it switches to it.
-        return self.config.position_embedding_type != "alibi"
+        return POSITIONS[self.config.position_embedding_type].backends is None
+
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        # transformers looks for the experts' decorator in this file's source, but they have a file of their own.
+        return True
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any):
@@ -103,15 +118,34 @@ class BaichuanPreTrainedModel(PreTrainedModel):
             self.push_to_hub(**hub_options, **kwargs)
 
     def _check_and_adjust_attn_implementation(self, attn_implementation: str | None, *args: Any, **kwargs: Any) -> str:
-        if self.config.position_embedding_type == "alibi":
-            check_alibi_backend(attn_implementation)
+        POSITIONS[self.config.position_embedding_type].check_backend(attn_implementation)
         return super()._check_and_adjust_attn_implementation(attn_implementation, *args, **kwargs)
+
+    def _wants_router_logits(self, asked: bool | None, labels: Tensor | None) -> bool:
+        if asked is None:
+            asked = self.config.output_router_logits or labels is not None
+        return asked and self.config.num_local_experts > 0
+
+    def _add_aux_loss(
+        self, loss: Tensor | None, router_logits: tuple[Tensor, ...] | None, attention_mask: Any
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The loss with the experts' load-balancing loss in it, and that by itself."""
+        if router_logits is None:
+            return loss, None
+        aux_loss = load_balancing_loss(router_logits, attention_mask, self.config)
+        if loss is not None:
+            loss = loss + self.config.router_aux_loss_coef * aux_loss.to(loss.device)
+        return loss, aux_loss
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, AlibiEmbedding):
+        if hasattr(module, "initial_gains"):
+            initialize_projection(module, self.config)
+        if isinstance(module, Positions | PerformerAttention):
             module.reset_buffers()
+        if isinstance(module, PatchEmbeddings):
+            initialization.normal_(module.cls_token, std=self.config.initializer_range)
 
 
 class BaichuanModel(BaichuanPreTrainedModel):
@@ -121,11 +155,17 @@ class BaichuanModel(BaichuanPreTrainedModel):
         super().__init__(config)
         self.padding_idx = config.pad_token_id
         self.vocab_size = config.vocab_size
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
-        self.layers = nn.ModuleList(BaichuanDecoderLayer(config, index) for index in range(config.num_hidden_layers))
-        self.norm = build_normalization(config)
+        self.embed_tokens: nn.Module = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        if config.type_vocab_size:
+            self.embed_token_types = nn.Embedding(config.type_vocab_size, config.hidden_size)
         self.positions = build_positions(config)
+        self.embedding_norm = build_normalization(config) if config.embedding_norm else nn.Identity()
         self.dropout = nn.Dropout(config.hidden_dropout)
+        self.layers = nn.ModuleList(BaichuanDecoderLayer(config, index) for index in range(config.num_hidden_layers))
+        self.norm = build_normalization(config) if config.final_norm else nn.Identity()
+        if config.add_pooling_layer:
+            self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
+        mark_projections(self, config)
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -138,53 +178,78 @@ class BaichuanModel(BaichuanPreTrainedModel):
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Any,
-    ) -> BaseModelOutputWithPast:
+    ) -> BaichuanModelOutput:
         """
         Args:
             input_ids: (B, T) token ids; or give `inputs_embeds`.
             attention_mask: (B, S), 1 for tokens and 0 for padding on either side. Without a cache it may number the
                 segments of packed rows (1, 1, 2, 2, 3, 0), which then do not see each other. A ready mask
                 (B, 1, T, S), or one per kind of layer, is used as it is.
-            position_ids: (B, T) positions; by default they count columns. Positions that restart mark packed rows too.
+            position_ids: (B, T) positions; by default they count columns, or tokens where the positions themselves
+                matter and not only distances. Positions that restart mark packed rows too.
             past_key_values: cache of keys and values.
             inputs_embeds: (B, T, hidden_size), in place of `input_ids`.
-            use_cache: whether to return a cache.
+            token_type_ids: (B, T) segments, with `config.type_vocab_size`; 0 by default.
+            encoder_hidden_states: (B, S', encoder's hidden_size), with `config.add_cross_attention`.
+            encoder_attention_mask: (B, S'), 0 for the encoder's padding.
+            use_cache: whether to return a cache; an encoder has none.
 
         Returns:
-            `last_hidden_state` (B, T, hidden_size) after the final norm, and the cache.
+            `last_hidden_state` (B, T, hidden_size) after the final norm, the cache, and what else the model has.
 
         Raises:
-            ValueError: neither or both inputs are given, or an id lies outside the vocabulary.
+            ValueError: neither or both inputs are given, an id lies outside the vocabulary, or an argument does not
+                go with the config.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
         if inputs_embeds is None:
-            with explain_index_error("input_ids", input_ids, self.embed_tokens.num_embeddings, "vocab_size"):
+            with explain_index_error("input_ids", input_ids, self.vocab_size, "vocab_size"):
                 inputs_embeds = self.embed_tokens(input_ids)
+        self._check_roles(token_type_ids, encoder_hidden_states)
+        use_cache = use_cache and self.config.is_causal
+        self_cache = past_key_values
+        if isinstance(past_key_values, EncoderDecoderCache):
+            self_cache = past_key_values.self_attention_cache
+
         if past_key_values is None and holds_segments(attention_mask):
             attention_mask, position_ids = None, restarting_positions(attention_mask)
         if position_ids is None:
-            seen = past_key_values.get_seq_length() if past_key_values is not None else 0
-            position_ids = (torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + seen)[None]
+            position_ids = self._default_positions(attention_mask, inputs_embeds, self_cache)
 
-        position_embeddings = self.positions.rotation(inputs_embeds, position_ids)
+        hidden_states = self._embed(inputs_embeds, position_ids, token_type_ids)
+        position_embeddings = self.positions.rotation(hidden_states, position_ids)
         biases = {
-            kind: self._attention_bias(kind, attention_mask, inputs_embeds, position_ids, past_key_values, kwargs)
+            kind: self._attention_bias(kind, attention_mask, hidden_states, position_ids, self_cache, kwargs)
             for kind in dict.fromkeys(self.config.layer_types)
         }
+        if encoder_attention_mask is not None:
+            encoder_attention_mask = create_bidirectional_mask(
+                config=self.config,
+                inputs_embeds=hidden_states,
+                attention_mask=encoder_attention_mask,
+                encoder_hidden_states=encoder_hidden_states,
+            )
 
         # Only now: with a cache, even an empty one, transformers does not look for packed rows.
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
+            if self.config.add_cross_attention:
+                past_key_values = EncoderDecoderCache(past_key_values, DynamicCache())
 
-        hidden_states = self.dropout(inputs_embeds)
         for layer, kind in zip(self.layers[: self.config.num_hidden_layers], self.config.layer_types, strict=False):
             mask, bias_kwargs = biases[kind]
+            # The mask in place: reentrant checkpointing gives gradients to positional arguments only.
             hidden_states = layer(
                 hidden_states,
-                attention_mask=mask,
+                mask,
+                encoder_hidden_states,
+                encoder_attention_mask=encoder_attention_mask,
                 position_embeddings=position_embeddings,
                 position_ids=position_ids,
                 past_key_values=past_key_values,
@@ -192,35 +257,76 @@ class BaichuanModel(BaichuanPreTrainedModel):
                 **bias_kwargs,
                 **kwargs,
             )
-        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+        hidden_states = self.norm(hidden_states)
+        pooled = None
+        if self.config.add_pooling_layer:
+            pooled = self.pooler(first_token(hidden_states, attention_mask)).tanh()
+        return BaichuanModelOutput(
+            last_hidden_state=hidden_states, past_key_values=past_key_values, pooler_output=pooled
+        )
+
+    def _check_roles(self, token_type_ids: Tensor | None, encoder_hidden_states: Tensor | None) -> None:
+        if token_type_ids is not None and not self.config.type_vocab_size:
+            raise ValueError("token_type_ids is given, but config.type_vocab_size is 0: this model has no segments.")
+        if encoder_hidden_states is not None and not self.config.add_cross_attention:
+            raise ValueError("encoder_hidden_states is given, but config.add_cross_attention is False.")
+        if encoder_hidden_states is None and self.config.add_cross_attention:
+            raise ValueError(
+                "config.add_cross_attention is True, but encoder_hidden_states is missing: pass an encoder's last"
+                " hidden states, or use the model inside transformers' EncoderDecoderModel."
+            )
+
+    def _default_positions(self, attention_mask: Any, inputs_embeds: Tensor, cache: Cache | None) -> Tensor:
+        num_queries = inputs_embeds.shape[1]
+        counts_tokens = self.positions.absolute or self.layers[0].self_attn.absolute
+        if counts_tokens and isinstance(attention_mask, Tensor) and attention_mask.ndim == 2:
+            return token_positions(attention_mask, num_queries)
+        seen = cache.get_seq_length() if cache is not None else 0
+        return (torch.arange(num_queries, device=inputs_embeds.device) + seen)[None]
+
+    def _embed(self, inputs_embeds: Tensor, position_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:
+        """The sum of embeddings, segments and positions, and its norm, as far as the config has them."""
+        if self.config.embedding_multiplier != 1.0:
+            inputs_embeds = inputs_embeds * self.config.embedding_multiplier
+        if self.config.type_vocab_size:
+            if token_type_ids is None:
+                token_type_ids = torch.zeros(inputs_embeds.shape[:2], dtype=torch.long, device=inputs_embeds.device)
+            with explain_index_error("token_type_ids", token_type_ids, self.config.type_vocab_size, "type_vocab_size"):
+                inputs_embeds = inputs_embeds + self.embed_token_types(token_type_ids)
+        with explain_index_error(
+            "position_ids", position_ids, self.config.max_position_embeddings, "max_position_embeddings"
+        ):
+            inputs_embeds = self.positions.embed(inputs_embeds, position_ids)
+        return self.dropout(self.embedding_norm(inputs_embeds))
 
     def _attention_bias(
         self,
         kind: str,
         attention_mask: Any,
-        inputs_embeds: Tensor,
+        hidden_states: Tensor,
         position_ids: Tensor,
         past_key_values: Cache | None,
         kwargs: dict[str, Any],
     ) -> tuple[Any, dict[str, Any]]:
         """The mask of one kind of layer with the positions' bias, and what else the attention function is told."""
+        layer_idx = self.config.layer_types.index(kind)
+        attention: BaichuanAttention = self.layers[layer_idx].self_attn  # type: ignore[assignment]
+        if attention.takes_padding_mask:
+            return padding_mask(attention_mask, position_ids), {}
         if isinstance(attention_mask, dict):
             mask = attention_mask[kind]
         else:
-            mask = MASKS[kind](
-                config=self.config,
-                inputs_embeds=inputs_embeds,
+            mask = attention_mask_of(
+                kind,
+                self.config,
+                inputs_embeds=hidden_states,
                 attention_mask=attention_mask,
                 past_key_values=past_key_values,
                 position_ids=position_ids,
-                **self.positions.mask_options(inputs_embeds, kwargs),
+                **self.positions.mask_options(hidden_states, kwargs),
             )
         return self.positions.bias(
-            mask,
-            hidden_states=inputs_embeds,
-            past_key_values=past_key_values,
-            layer_idx=self.config.layer_types.index(kind),
-            **kwargs,
+            mask, hidden_states=hidden_states, past_key_values=past_key_values, layer_idx=layer_idx, **kwargs
         )
 
 
@@ -234,6 +340,11 @@ class BaichuanForCausalLM(BaichuanPreTrainedModel, GenerationMixin):
 
     def __init__(self, config: BaichuanConfig) -> None:
         super().__init__(config)
+        if not config.is_causal:
+            raise ValueError(
+                f"{type(self).__name__} needs a causal model, but is_causal is False: use BaichuanForMaskedLM, or"
+                " is_causal=True."
+            )
         self.model = BaichuanModel(config)
         self.vocab_size = config.vocab_size
         self.lm_head: nn.Module = build_lm_head(config)
@@ -247,17 +358,22 @@ class BaichuanForCausalLM(BaichuanPreTrainedModel, GenerationMixin):
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
+        output_router_logits: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
+    ) -> BaichuanCausalLMOutput:
         """
         Args:
-            input_ids: as `attention_mask`, `position_ids`, `past_key_values`, `inputs_embeds` and `use_cache`, those
-                of `BaichuanModel`.
+            input_ids: as `attention_mask`, `position_ids`, `past_key_values`, `inputs_embeds`, `token_type_ids`,
+                `encoder_hidden_states`, `encoder_attention_mask` and `use_cache`, those of `BaichuanModel`.
             labels: (B, T) token ids, shifted here; -100 is ignored. With `config.z_loss_weight` the max-z loss of
-                Baichuan2 is added.
+                Baichuan2 is added, with experts their load-balancing loss times `config.router_aux_loss_coef`.
+            output_router_logits: whether to return the routers' logits; by default if there are labels, for the loss.
             logits_to_keep: compute the logits of the last so many positions only (0: of all), or of these indices.
             kwargs: `num_items_in_batch` of Trainer among them.
 
@@ -280,13 +396,17 @@ class BaichuanForCausalLM(BaichuanPreTrainedModel, GenerationMixin):
         >>> text = tokenizer.batch_decode(model.generate(**inputs, max_new_tokens=20))
         ```
         """
-        outputs: BaseModelOutputWithPast = self.model(
+        outputs: BaichuanModelOutput = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
+            token_type_ids=token_type_ids,
+            encoder_hidden_states=encoder_hidden_states,
+            encoder_attention_mask=encoder_attention_mask,
             use_cache=use_cache,
+            output_router_logits=self._wants_router_logits(output_router_logits, labels),
             **kwargs,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -298,32 +418,108 @@ class BaichuanForCausalLM(BaichuanPreTrainedModel, GenerationMixin):
                 loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.vocab_size, **kwargs)
             if self.config.z_loss_weight:
                 loss = loss + self.config.z_loss_weight * max_z_loss(logits, labels, **kwargs)
-        return CausalLMOutputWithPast(
+        loss, aux_loss = self._add_aux_loss(loss, outputs.router_logits, attention_mask)
+        return BaichuanCausalLMOutput(
             loss=loss,
+            aux_loss=aux_loss,
             logits=logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            cross_attentions=outputs.cross_attentions,
+            router_logits=outputs.router_logits,
         )
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        """Put in a new head. A plain linear layer becomes a normalised one where the config asks for it: that is what
-        `resize_token_embeddings` hands over."""
-        if self.config.normalize_lm_head and type(new_embeddings) is nn.Linear:
-            head = NormHead(new_embeddings.in_features, new_embeddings.out_features, bias=False, device="meta")
-            head.weight = new_embeddings.weight
-            head._is_hf_initialized = True  # type: ignore[assignment]  # or post_init would draw the weight anew
-            new_embeddings = head.train(self.training)
-        self.lm_head = new_embeddings
+        """Put in a new head, as the kind that the config names."""
+        self.lm_head = fit_output_embeddings(new_embeddings, self.config).train(self.training)
+
+
+class BaichuanForMaskedLM(BaichuanPreTrainedModel):
+    """Masked language model: an encoder (`is_causal=False`) that predicts the tokens behind masks (BERT)."""
+
+    _tied_weights_keys = {"lm_head.decoder.weight": "model.embed_tokens.weight"}
+
+    def __init__(self, config: BaichuanConfig) -> None:
+        super().__init__(config)
+        if config.is_causal:
+            raise ValueError(
+                "BaichuanForMaskedLM needs an encoder, but is_causal is True: use BaichuanForCausalLM, or"
+                " is_causal=False."
+            )
+        self.model = BaichuanModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = MaskedLMHead(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Any = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_router_logits: bool | None = None,
+        **kwargs: Any,
+    ) -> BaichuanMaskedLMOutput:
+        """
+        Args:
+            input_ids: as `attention_mask`, `position_ids`, `inputs_embeds` and `token_type_ids`, those of
+                `BaichuanModel`.
+            labels: (B, T) token ids of the same positions; -100 is ignored.
+            output_router_logits: as in `BaichuanForCausalLM`.
+
+        Returns:
+            `logits` (B, T, vocab_size), and `loss` if labels are given.
+
+        Raises:
+            ValueError: a label lies outside the vocabulary.
+        """
+        outputs: BaichuanModelOutput = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            token_type_ids=token_type_ids,
+            output_router_logits=self._wants_router_logits(output_router_logits, labels),
+            **kwargs,
+        )
+        logits = self.lm_head(outputs.last_hidden_state)
+        loss = None
+        if labels is not None:
+            with explain_index_error("labels", labels, self.vocab_size, "vocab_size"):
+                loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.vocab_size, **kwargs)
+            if self.config.z_loss_weight:
+                loss = loss + self.config.z_loss_weight * max_z_loss(logits, labels, shifted=False, **kwargs)
+        loss, aux_loss = self._add_aux_loss(loss, outputs.router_logits, attention_mask)
+        return BaichuanMaskedLMOutput(
+            loss=loss,
+            aux_loss=aux_loss,
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            router_logits=outputs.router_logits,
+        )
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head.decoder
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Put in a new output matrix, as the kind that the config names."""
+        self.lm_head.decoder = fit_output_embeddings(new_embeddings, self.config).train(self.training)
 
 
 class BaichuanForSequenceClassification(BaichuanPreTrainedModel):
-    """Classifies a text by the hidden state of its last token: single label, several labels, or regression."""
+    """Classifies a text, by one label, several, or a number: from the hidden state of its last token, in an encoder
+    from that of its first, pooled if the config has a pooling layer."""
 
     def __init__(self, config: BaichuanConfig) -> None:
         super().__init__(config)
         self.num_labels = config.num_labels
         self.model = BaichuanModel(config)
+        self.dropout = nn.Dropout(config.hidden_dropout)
         self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
         self.post_init()
 
@@ -335,14 +531,16 @@ class BaichuanForSequenceClassification(BaichuanPreTrainedModel):
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> SequenceClassifierOutputWithPast:
         """
         Args:
-            input_ids: as `attention_mask`, `position_ids`, `past_key_values`, `inputs_embeds` and `use_cache`, those
-                of `BaichuanModel`. The last token is found by the mask, or without one by `config.pad_token_id`.
+            input_ids: as `attention_mask`, `position_ids`, `past_key_values`, `inputs_embeds`, `token_type_ids` and
+                `use_cache`, those of `BaichuanModel`. The last token is found by the mask, or without one by
+                `config.pad_token_id`.
             labels: (B,) class indices, (B, num_labels) for several labels, or (B,) or (B, num_labels) numbers for
                 regression, according to `config.problem_type`.
 
@@ -353,19 +551,18 @@ class BaichuanForSequenceClassification(BaichuanPreTrainedModel):
             ValueError: several texts, but neither a mask nor `pad_token_id` to find where each ends; or a label
                 outside `num_labels`.
         """
-        outputs: BaseModelOutputWithPast = self.model(
+        outputs: BaichuanModelOutput = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
+            token_type_ids=token_type_ids,
             use_cache=use_cache,
             **kwargs,
         )
-        hidden_states = outputs.last_hidden_state
-        last = self._last_token(input_ids, attention_mask, hidden_states)
-        rows = torch.arange(hidden_states.shape[0], device=hidden_states.device)
-        pooled_logits = self.score(hidden_states[rows, last])
+        pooled = self._pool(outputs, input_ids, attention_mask)
+        pooled_logits = self.score(self.dropout(pooled))
 
         loss = None
         if labels is not None:
@@ -380,6 +577,16 @@ class BaichuanForSequenceClassification(BaichuanPreTrainedModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+    def _pool(self, outputs: BaichuanModelOutput, input_ids: Tensor | None, attention_mask: Tensor | None) -> Tensor:
+        """(B, hidden_size)"""
+        if outputs.pooler_output is not None:
+            return outputs.pooler_output
+        hidden_states = outputs.last_hidden_state
+        if not self.config.is_causal:
+            return first_token(hidden_states, attention_mask)
+        last = self._last_token(input_ids, attention_mask, hidden_states)
+        return hidden_states[torch.arange(hidden_states.shape[0], device=hidden_states.device), last]
 
     def _last_token(self, input_ids: Tensor | None, attention_mask: Tensor | None, hidden_states: Tensor) -> Tensor:
         """The column of each row's last token, (B,), with padding on either side."""
@@ -419,6 +626,7 @@ class BaichuanForTokenClassification(GenericForTokenClassification, BaichuanPreT
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Any,
@@ -435,6 +643,7 @@ class BaichuanForTokenClassification(GenericForTokenClassification, BaichuanPreT
                 position_ids=position_ids,
                 past_key_values=past_key_values,
                 inputs_embeds=inputs_embeds,
+                token_type_ids=token_type_ids,
                 labels=labels,
                 use_cache=use_cache,
                 **kwargs,
@@ -451,25 +660,53 @@ class BaichuanForQuestionAnswering(GenericForQuestionAnswering, BaichuanPreTrain
         self.post_init()
 
 
-def holds_segments(attention_mask: Any) -> bool:
-    """Whether a mask (B, T) numbers the segments of packed rows. While tracing, where values are unknown, every
-    integer mask counts as one: the result is the same, only without the shortcut for rows without padding."""
-    if not isinstance(attention_mask, Tensor) or attention_mask.ndim != 2 or attention_mask.is_floating_point():
-        return False
-    if attention_mask.dtype == torch.bool:
-        return False
-    return is_torchdynamo_compiling() or bool((attention_mask > 1).any())
+class BaichuanForImageClassification(BaichuanPreTrainedModel):
+    """Classifies an image, cut into patches that are an encoder's tokens behind a class token (ViT)."""
+
+    main_input_name = "pixel_values"
+
+    def __init__(self, config: BaichuanConfig) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.model = BaichuanModel(config)
+        # In the place of the token embeddings, which an image does not need.
+        self.model.embed_tokens = PatchEmbeddings(config)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(self, pixel_values: Tensor, labels: Tensor | None = None, **kwargs: Any) -> ImageClassifierOutput:
+        """
+        Args:
+            pixel_values: (B, num_channels, image_size, image_size).
+            labels: (B,) class indices, or as `config.problem_type` says.
+
+        Returns:
+            `logits` (B, num_labels) from the class token, and `loss` if labels are given.
+
+        Raises:
+            ValueError: the images have another size, or a label lies outside `num_labels`.
+        """
+        patches = self.model.embed_tokens(pixel_values)
+        outputs: BaichuanModelOutput = self.model(inputs_embeds=patches, **kwargs)
+        pooled = outputs.last_hidden_state[:, 0] if outputs.pooler_output is None else outputs.pooler_output
+        logits = self.classifier(self.dropout(pooled))
+        loss = None
+        if labels is not None:
+            with explain_index_error("labels", labels, self.num_labels, "num_labels"):
+                loss = self.loss_function(labels, logits, self.config)
+        return ImageClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
 
 
-def restarting_positions(segments: Tensor) -> Tensor:
-    """Positions (B, T) that restart with every segment of `segments` (B, T); transformers packs by such positions.
-
-    Padding counts as a segment, which no token sees.
-    """
-    columns = torch.arange(segments.shape[1], device=segments.device)
-    starts = torch.ones_like(segments, dtype=torch.bool)
-    starts[:, 1:] = segments[:, 1:] != segments[:, :-1]
-    return columns - (columns * starts).cummax(dim=1).values
+def first_token(hidden_states: Tensor, attention_mask: Any) -> Tensor:
+    """The hidden states of each row's first token, (B, hidden_size), with padding on either side."""
+    if not isinstance(attention_mask, Tensor) or attention_mask.ndim != 2:
+        return hidden_states[:, 0]
+    first = (attention_mask != 0).int().argmax(dim=-1)
+    return hidden_states[torch.arange(hidden_states.shape[0], device=hidden_states.device), first]
 
 
 @contextmanager

@@ -8,6 +8,8 @@ from transformers import PreTrainedConfig
 from .configuration_baichuan import BaichuanConfig
 from .modeling_baichuan import (
     BaichuanForCausalLM,
+    BaichuanForImageClassification,
+    BaichuanForMaskedLM,
     BaichuanForQuestionAnswering,
     BaichuanForSequenceClassification,
     BaichuanForTokenClassification,
@@ -19,9 +21,11 @@ from .tokenization_baichuan import BaichuanTokenizer
 AUTO_CLASSES = {
     "AutoModel": BaichuanModel,
     "AutoModelForCausalLM": BaichuanForCausalLM,
+    "AutoModelForMaskedLM": BaichuanForMaskedLM,
     "AutoModelForSequenceClassification": BaichuanForSequenceClassification,
     "AutoModelForTokenClassification": BaichuanForTokenClassification,
     "AutoModelForQuestionAnswering": BaichuanForQuestionAnswering,
+    "AutoModelForImageClassification": BaichuanForImageClassification,
 }
 
 

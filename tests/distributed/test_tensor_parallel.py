@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from transformers.distributed import DistributedConfig
 
 from baichuan_hf import BaichuanForCausalLM
-from baichuan_hf.model.positions import AlibiEmbedding
+from baichuan_hf.model.position_biases import AlibiBias
 from tests.distributed.launch import TORCHRUN, launch
 from tests.helpers import FAMILIES, tiny_config
 
@@ -25,7 +25,7 @@ def results(model) -> dict[str, torch.Tensor]:
     with torch.no_grad():
         logits = model(**inputs).logits
         # The form of the ALiBi bias that accelerators use for long inputs.
-        with mock.patch.object(AlibiEmbedding, "_uses_head_dims", return_value=True):
+        with mock.patch.object(AlibiBias, "_uses_head_dims", return_value=True):
             head_dims_logits = model(**inputs).logits
     tokens = model.generate(**inputs, max_new_tokens=12, do_sample=False)
     return {"logits": logits, "head_dims_logits": head_dims_logits, "tokens": tokens}

@@ -7,7 +7,7 @@ import torch
 from transformers.models.bloom.modeling_bloom import build_alibi_tensor
 
 from baichuan_hf import BaichuanForCausalLM
-from baichuan_hf.model.positions import AlibiEmbedding, ComputedBias, alibi_head_dims, alibi_slopes
+from baichuan_hf.model.position_biases import AlibiBias, ComputedBias, alibi_head_dims, alibi_slopes
 from tests.helpers import tiny_config
 
 
@@ -18,7 +18,7 @@ def test_slopes_equal_those_of_bloom(heads):
 
 
 def scaled_slopes(scaling, *, heads=8, length=64, context=64):
-    embedding = AlibiEmbedding(
+    embedding = AlibiBias(
         tiny_config(
             num_attention_heads=heads,
             head_dim=8,
@@ -115,7 +115,7 @@ def test_head_dims_agree_with_the_mask(model, length, padding, monkeypatch):
     mask[1, :padding] = 0
     plain = logits_and_gradient(model, ids, mask)
     # On a CPU the model would not choose this form.
-    monkeypatch.setattr(AlibiEmbedding, "_uses_head_dims", lambda *_: True)
+    monkeypatch.setattr(AlibiBias, "_uses_head_dims", lambda *_: True)
     fast = logits_and_gradient(model, ids, mask)
     torch.testing.assert_close(fast[0], plain[0], atol=1e-4, rtol=0)
     torch.testing.assert_close(fast[1], plain[1], atol=1e-5, rtol=1e-3)
@@ -125,7 +125,7 @@ def test_head_dims_go_on_from_a_cache(model, monkeypatch):
     ids = torch.randint(3, 128, (2, 90))
     with torch.no_grad():
         plain = model(ids).logits
-        monkeypatch.setattr(AlibiEmbedding, "_uses_head_dims", lambda *_: True)
+        monkeypatch.setattr(AlibiBias, "_uses_head_dims", lambda *_: True)
         cache = model(ids[:, :20], use_cache=True).past_key_values
         rest = model(ids[:, 20:], past_key_values=cache).logits
     torch.testing.assert_close(rest, plain[:, 20:], atol=1e-4, rtol=0)
@@ -159,8 +159,8 @@ def test_slopes_stay_exact_when_the_model_is_cast(dtype):
 
 
 def test_head_dims_are_exact_in_the_precision_of_autocast(monkeypatch):
-    monkeypatch.setattr(AlibiEmbedding, "_uses_head_dims", lambda *_: True)
-    embedding = AlibiEmbedding(tiny_config(position_embedding_type="alibi"))
+    monkeypatch.setattr(AlibiBias, "_uses_head_dims", lambda *_: True)
+    embedding = AlibiBias(tiny_config(position_embedding_type="alibi"))
     embedding.config._attn_implementation = "sdpa"
     with torch.autocast("cpu", torch.bfloat16):
         _, options = embedding.bias(None, hidden_states=torch.zeros(1, 100, 8), past_key_values=None, layer_idx=0)

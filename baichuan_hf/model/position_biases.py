@@ -1,0 +1,242 @@
+"""Positions that act on the attention scores: ALiBi, and T5's bucketed relative bias.
+
+Shape legend: B batch, H heads, T queries, S keys.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import Cache, initialization
+
+from .configuration_baichuan import BaichuanConfig
+from .position_protocol import Positions
+
+
+class HeadDims(NamedTuple):
+    """Dimensions to append to every query and key, so that their product adds a bias to the scores."""
+
+    query: Tensor  # (1, H, 1, extra)
+    key: Tensor  # (1, 1, S, extra)
+
+
+@dataclass(frozen=True)
+class ComputedBias:
+    """Stands in for FlexAttention's `position_bias` (B, H, T, S), computing each element when it is asked for."""
+
+    slopes: Tensor  # (1, H)
+    q_positions: Tensor  # (T,)
+    k_positions: Tensor  # (S,)
+
+    def __getitem__(self, index: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
+        _, head, query, key = index
+        return -self.slopes[0, head] * (self.k_positions[key] - self.q_positions[query]).abs()
+
+
+class ScoreBias(Positions):
+    """A bias per head and distance, key column minus query column. Only distances between columns count, so left
+    padding and packing need no care."""
+
+    backends = ("eager", "sdpa", "flex_attention", "paged|eager", "paged|sdpa")
+
+    def __init__(self, config: BaichuanConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def scores(self, q_positions: Tensor, k_positions: Tensor) -> Tensor:
+        """The bias (H, T, S) of queries in columns (T,) and keys in columns (S,)."""
+        raise NotImplementedError
+
+    def mask_options(self, hidden_states: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """That a bias is to be added to the mask, so that there must be one."""
+        return {"allow_is_causal_skip" if self.config.is_causal else "allow_is_bidirectional_skip": False}
+
+    def bias(
+        self, mask: Any, *, hidden_states: Tensor, past_key_values: Cache | None, layer_idx: int, **kwargs: Any
+    ) -> tuple[Any, dict[str, Any]]:
+        self.check_backend(self.config._attn_implementation)
+        columns = self._columns(mask, hidden_states, past_key_values, layer_idx, kwargs)
+        if self.config._attn_implementation == "flex_attention":
+            return mask, {"position_bias": self._flex_bias(*columns)}
+        return self._folded(mask, self.scores(*columns).to(hidden_states.dtype)[None]), {}
+
+    def _folded(self, mask: Tensor, bias: Tensor) -> Tensor:
+        lowest = torch.finfo(bias.dtype).min
+        if mask.dtype == torch.bool:
+            return torch.where(mask, bias, lowest)
+        return (bias + mask).clamp(min=lowest)
+
+    def _flex_bias(self, q_positions: Tensor, k_positions: Tensor) -> Any:
+        return self.scores(q_positions, k_positions)[None]
+
+    def _columns(
+        self, mask: Any, hidden_states: Tensor, past_key_values: Cache | None, layer_idx: int, kwargs: dict[str, Any]
+    ) -> tuple[Tensor, Tensor]:
+        """The columns of the queries, (T,), and of the keys, (S,)."""
+        q_length, device = hidden_states.shape[1], hidden_states.device
+        kv_start: int | Tensor = 0
+        q_positions = torch.arange(q_length, device=device)
+        if past_key_values is not None:
+            kv_length, kv_start = past_key_values.get_mask_sizes(q_length, layer_idx)
+            q_positions = q_positions + past_key_values.get_query_offset(layer_idx)
+        else:
+            kv_length = q_length if mask is None else mask.shape[-1]
+            if (cu_k := kwargs.get("cu_seq_lens_k")) is not None:
+                cu_k = cu_k[self.config.layer_types[layer_idx]] if isinstance(cu_k, dict) else cu_k
+                q_positions = _packed_query_columns(q_positions, kwargs["cu_seq_lens_q"], cu_k)
+        return q_positions, torch.arange(kv_length, device=device) + kv_start
+
+
+class AlibiBias(ScoreBias):
+    """Attention with linear biases (Press et al. 2022): -slope * distance on every score; in an encoder, where both
+    sides are seen, alike on both.
+
+    The bias takes one of three forms: folded into the attention mask, which holds heads x queries x keys numbers; for
+    long causal inputs to SDPA on an accelerator, where that would be large, extra dimensions of queries and keys,
+    whose product is the bias up to a constant per query, which softmax cancels (FlashBias, Wu et al. 2025); for
+    FlexAttention, a function of indices.
+
+    `alibi_scaling` flattens the slopes for sequences beyond the trained length: `linear` divides all by `factor`;
+    `ntk` leaves the steepest slope (near tokens) and divides the flattest (far tokens) by `factor`, geometrically in
+    between (github.com/keezen/ntk_alibi); `dynamic` is `ntk` with the factor length / `max_position_embeddings`.
+    """
+
+    title = "ALiBi"
+    slopes: Tensor
+    # With fewer queries at once the mask is small, and copying the cached keys to append to them costs more.
+    MIN_QUERIES_FOR_HEAD_DIMS = 64
+
+    def __init__(self, config: BaichuanConfig) -> None:
+        super().__init__(config)
+        self.register_buffer("slopes", alibi_slopes(config.num_attention_heads), persistent=False)
+
+    def reset_buffers(self) -> None:
+        initialization.copy_(self.slopes, alibi_slopes(self.config.num_attention_heads))
+
+    def scores(self, q_positions: Tensor, k_positions: Tensor) -> Tensor:
+        distance = (k_positions[None, :] - q_positions[:, None]).abs().float()
+        return -self._scaled_slopes(k_positions)[:, None, None] * distance
+
+    def mask_options(self, hidden_states: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
+        return {} if self._uses_head_dims(hidden_states, kwargs) else super().mask_options(hidden_states, kwargs)
+
+    def bias(self, mask: Any, *, hidden_states: Tensor, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        if not self._uses_head_dims(hidden_states, kwargs):
+            return super().bias(mask, hidden_states=hidden_states, **kwargs)
+        _, k_positions = self._columns(mask, hidden_states, kwargs["past_key_values"], kwargs["layer_idx"], kwargs)
+        slopes = self._scaled_slopes(k_positions)
+        # The parts of a slope must be exact in what attention computes in, which autocast chooses.
+        device = hidden_states.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_states.dtype
+        return mask, {"head_dims": alibi_head_dims(slopes * self.config.head_dim**0.5, len(k_positions), dtype)}
+
+    def _flex_bias(self, q_positions: Tensor, k_positions: Tensor) -> ComputedBias:
+        return ComputedBias(self._scaled_slopes(k_positions)[None], q_positions, k_positions)
+
+    def _uses_head_dims(self, hidden_states: Tensor, kwargs: dict[str, Any]) -> bool:
+        long = hidden_states.shape[1] >= self.MIN_QUERIES_FOR_HEAD_DIMS
+        on_accelerator = hidden_states.device.type != "cpu"
+        # The paged cache of continuous batching adds its keys inside the attention function, after these dimensions.
+        paged = kwargs.get("cache") is not None
+        linear = self.config.is_causal and self.config._attn_implementation == "sdpa"
+        return linear and long and on_accelerator and not paged
+
+    def _scaled_slopes(self, k_positions: Tensor) -> Tensor:
+        scaling = self.config.alibi_scaling
+        if scaling is None:
+            return self.slopes
+        factor = scaling.get("factor")
+        if scaling["alibi_type"] == "linear":
+            return self.slopes / factor
+        if factor is None:
+            length = k_positions[-1] + 1
+            factor = (length / self.config.max_position_embeddings).clamp(min=1)
+        if len(self.slopes) == 1:
+            return self.slopes / factor
+        steepest, flattest = self.slopes.max().log(), self.slopes.min().log()
+        share = (steepest - self.slopes.log()) / (steepest - flattest)
+        return self.slopes * factor ** (-share)
+
+
+class RelativeBias(ScoreBias):
+    """A learned bias per head and bucket of distances, shared by all layers (T5, Raffel et al. 2020).
+
+    Half of the buckets are for single distances, the rest for ranges that grow logarithmically up to
+    `relative_attention_max_distance`; in an encoder either side has half of them.
+    """
+
+    title = "relative"
+
+    def __init__(self, config: BaichuanConfig) -> None:
+        super().__init__(config)
+        self.relative_attention_bias = nn.Embedding(config.relative_attention_num_buckets, config.num_attention_heads)
+
+    def scores(self, q_positions: Tensor, k_positions: Tensor) -> Tensor:
+        buckets = self._buckets(k_positions[None, :] - q_positions[:, None])
+        return self.relative_attention_bias(buckets).permute(2, 0, 1)
+
+    def _buckets(self, distance: Tensor) -> Tensor:
+        num_buckets = self.config.relative_attention_num_buckets
+        first: Tensor | int = 0
+        if not self.config.is_causal:
+            num_buckets //= 2
+            first = (distance > 0) * num_buckets
+            distance = distance.abs()
+        else:
+            distance = (-distance).clamp(min=0)
+        num_exact = num_buckets // 2
+        # What is below num_exact is replaced after; without the clamp its logarithm could be infinite.
+        ratio = (distance.clamp(min=1).float() / num_exact).log()
+        ratio = ratio / math.log(self.config.relative_attention_max_distance / num_exact)
+        ranged = num_exact + (ratio * (num_buckets - num_exact)).long()
+        return first + torch.where(distance < num_exact, distance, ranged.clamp(max=num_buckets - 1))
+
+
+def alibi_slopes(num_heads: int) -> Tensor:
+    """The slope of each head, (H,) float32: 2^(-8/n), 2^(-16/n), ... for n heads when n is a power of two; else those
+    of the power of two below, and every other one of the power above for the rest (Press et al. 2022).
+    """
+    closest = 2 ** math.floor(math.log2(num_heads))
+    slopes = _geometric_slopes(closest)
+    slopes += _geometric_slopes(2 * closest)[0::2][: num_heads - closest]
+    return torch.tensor(slopes, dtype=torch.float32)
+
+
+def alibi_head_dims(slopes: Tensor, kv_length: int, dtype: torch.dtype) -> HeadDims:
+    """Head dimensions whose product is slope * key position, exact in low precision too.
+
+    Positions, counted back from the last key, are split into two digits of base 256 and slopes into three parts, each
+    of which `dtype` represents exactly; attention sums the products in float32. Padded to 8, as kernels want it.
+
+    Args:
+        slopes: (H,) float32, divided by the scale of the scores.
+        kv_length: number of keys S, at most 65,536 for exact digits.
+        dtype: of queries and keys.
+    """
+    positions = torch.arange(1 - kv_length, 1, device=slopes.device)
+    low = positions.remainder(256)
+    digits = torch.stack([(positions - low) / 256, low.float()], dim=-1).to(dtype)  # (S, 2)
+    parts, rest = [], slopes
+    for _ in range(3):
+        part = rest.to(dtype)
+        parts += [part * 256, part]
+        rest = rest - part.float()
+    query = torch.stack(parts, dim=-1)  # (H, 6)
+    key = digits.repeat(1, 3)  # (S, 6)
+    return HeadDims(F.pad(query, (0, 2))[None, :, None], F.pad(key, (0, 2))[None, None])
+
+
+def _geometric_slopes(num_heads: int) -> list[float]:
+    start = 2 ** (-(2 ** -(math.log2(num_heads) - 3)))
+    return [start * start**i for i in range(num_heads)]
+
+
+def _packed_query_columns(index: Tensor, cu_seq_lens_q: Tensor, cu_seq_lens_k: Tensor) -> Tensor:
+    """The key column of each query of a packed row, where the last query of a sequence meets its last key."""
+    sequence = torch.bucketize(index, cu_seq_lens_q[1:].contiguous(), right=True).clamp(max=len(cu_seq_lens_q) - 2)
+    return cu_seq_lens_k[1:][sequence] - cu_seq_lens_q[1:][sequence] + index
