@@ -71,9 +71,8 @@ def padding_mask(attention_mask: Any, position_ids: Tensor) -> Tensor | None:
     Raises:
         ValueError: the rows are packed, or the mask is one of queries by keys.
     """
-    ready = isinstance(attention_mask, Tensor) and attention_mask.ndim != 2
-    packed = attention_mask is None and _restarts(position_ids)
-    if packed or ready or isinstance(attention_mask, dict):
+    ready = isinstance(attention_mask, dict) or (isinstance(attention_mask, Tensor) and attention_mask.ndim != 2)
+    if ready or _is_packed(attention_mask, position_ids):
         raise ValueError(
             "This model's attention (Linformer, Performer, or a window with global tokens) takes an attention_mask"
             " (batch, tokens) of 0 and 1 only: pad the texts, one to a row."
@@ -81,8 +80,10 @@ def padding_mask(attention_mask: Any, position_ids: Tensor) -> Tensor | None:
     return None if attention_mask is None else attention_mask != 0
 
 
-def _restarts(position_ids: Tensor) -> bool:
-    return not is_torchdynamo_compiling() and bool((position_ids.diff(dim=-1) < 0).any())
+def _is_packed(attention_mask: Tensor | None, position_ids: Tensor) -> bool:
+    if is_torchdynamo_compiling():
+        return False
+    return bool((position_ids.diff(dim=-1) < 0).any()) if attention_mask is None else holds_segments(attention_mask)
 
 
 def holds_segments(attention_mask: Any) -> bool:

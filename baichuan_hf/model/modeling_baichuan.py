@@ -217,7 +217,8 @@ class BaichuanModel(BaichuanPreTrainedModel):
         if isinstance(past_key_values, EncoderDecoderCache):
             self_cache = past_key_values.self_attention_cache
 
-        if past_key_values is None and holds_segments(attention_mask):
+        given_mask = attention_mask
+        if past_key_values is None and self._takes_segments and holds_segments(attention_mask):
             attention_mask, position_ids = None, restarting_positions(attention_mask)
         if position_ids is None:
             position_ids = self._default_positions(attention_mask, inputs_embeds, self_cache)
@@ -260,10 +261,14 @@ class BaichuanModel(BaichuanPreTrainedModel):
         hidden_states = self.norm(hidden_states)
         pooled = None
         if self.config.add_pooling_layer:
-            pooled = self.pooler(first_token(hidden_states, attention_mask)).tanh()
+            pooled = self.pooler(first_token(hidden_states, given_mask)).tanh()
         return BaichuanModelOutput(
             last_hidden_state=hidden_states, past_key_values=past_key_values, pooler_output=pooled
         )
+
+    @property
+    def _takes_segments(self) -> bool:
+        return not any(layer.self_attn.takes_padding_mask for layer in self.layers)
 
     def _check_roles(self, token_type_ids: Tensor | None, encoder_hidden_states: Tensor | None) -> None:
         if token_type_ids is not None and not self.config.type_vocab_size:
