@@ -68,6 +68,7 @@ CLI_OPTIONS = {
     "chat": {"--system"} | RUNNING | SAMPLING,
     "demo": {"--model", "--output-dir", "--seed"},
     "generate": {"prompt", "--num-beams"} | RUNNING | SAMPLING,
+    "info": {"model", "--batch-size", "--length", "--dtype", "--lora-r", "--json"},
     "train": {"--help-all"},
 }
 TRAIN_ARGUMENTS = {

@@ -13,6 +13,7 @@ from .. import __version__
 from .chat import chat
 from .demo import demo
 from .generate import generate
+from .info import info
 from .train import TrainCommand, train
 
 
@@ -70,6 +71,7 @@ app.command(
 )(train)
 app.command()(generate)
 app.command()(chat)
+app.command()(info)
 
 
 if __name__ == "__main__":

@@ -286,9 +286,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "num_random_features": 256,
         "attention_dropout": 0.0,
     },
-    # google/vit-base-patch16-224
+    # google/vit-base-patch16-224; its tokens are patches, none has an id.
     "vit-base": {
         "architectures": ["BaichuanForImageClassification"],
+        "vocab_size": 1,
         "hidden_size": 768,
         "intermediate_size": 3072,
         "num_hidden_layers": 12,
