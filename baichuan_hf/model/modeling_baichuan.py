@@ -525,7 +525,8 @@ class BaichuanForSequenceClassification(BaichuanPreTrainedModel):
         self.num_labels = config.num_labels
         self.model = BaichuanModel(config)
         self.dropout = nn.Dropout(config.hidden_dropout)
-        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        # As in Llama's classifier, or for an encoder as in BERT's.
+        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=not config.is_causal)
         self.post_init()
 
     @can_return_tuple
@@ -677,7 +678,7 @@ class BaichuanForImageClassification(BaichuanPreTrainedModel):
         # In the place of the token embeddings, which an image does not need.
         self.model.embed_tokens = PatchEmbeddings(config)
         self.dropout = nn.Dropout(config.hidden_dropout)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels) if config.num_labels else nn.Identity()
         self.post_init()
 
     @can_return_tuple
@@ -688,7 +689,8 @@ class BaichuanForImageClassification(BaichuanPreTrainedModel):
             labels: (B,) class indices, or as `config.problem_type` says.
 
         Returns:
-            `logits` (B, num_labels) from the class token, and `loss` if labels are given.
+            `logits` (B, num_labels) from the class token, or without labels in the config its features (B, hidden_size)
+            themselves; and `loss` if labels are given.
 
         Raises:
             ValueError: the images have another size, or a label lies outside `num_labels`.
