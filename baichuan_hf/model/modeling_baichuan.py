@@ -121,6 +121,16 @@ class BaichuanPreTrainedModel(PreTrainedModel):
         POSITIONS[self.config.position_embedding_type].check_backend(attn_implementation)
         return super()._check_and_adjust_attn_implementation(attn_implementation, *args, **kwargs)
 
+    def _set_gradient_checkpointing(self, enable: bool = True, *args: Any, **kwargs: Any) -> None:
+        options = getattr(kwargs.get("gradient_checkpointing_func"), "keywords", {})
+        if enable and options.get("use_reentrant") and self.config.num_local_experts:
+            # The routers' logits would come from the pass without gradients, and their loss would train nothing.
+            raise ValueError(
+                f"use_reentrant=True does not go with num_local_experts={self.config.num_local_experts}: the"
+                " load-balancing loss would have no gradient. Leave it out, or pass {'use_reentrant': False}."
+            )
+        super()._set_gradient_checkpointing(enable, *args, **kwargs)
+
     def _wants_router_logits(self, asked: bool | None, labels: Tensor | None) -> bool:
         if asked is None:
             asked = self.config.output_router_logits or labels is not None
