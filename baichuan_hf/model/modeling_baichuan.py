@@ -56,7 +56,10 @@ class BaichuanPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["BaichuanDecoderLayer"]
     _skip_keys_device_placement = ["past_key_values"]
-    _keys_to_ignore_on_load_unexpected = [r"rotary_emb\.inv_freq"]  # a buffer that Baichuan-7B files hold
+    _keys_to_ignore_on_load_unexpected = [
+        r"rotary_emb\.inv_freq",  # a buffer that Baichuan-7B files hold
+        r"pooler\.",  # of the base model, where a head has no use for it
+    ]
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
@@ -159,9 +162,14 @@ class BaichuanPreTrainedModel(PreTrainedModel):
 
 
 class BaichuanModel(BaichuanPreTrainedModel):
-    """The layers without a head: token ids to hidden states."""
+    """The layers without a head: token ids to hidden states.
 
-    def __init__(self, config: BaichuanConfig) -> None:
+    Args:
+        config: the settings.
+        add_pooling_layer: False for a head that does not use the pooled output, whatever the config says.
+    """
+
+    def __init__(self, config: BaichuanConfig, add_pooling_layer: bool = True) -> None:
         super().__init__(config)
         self.padding_idx = config.pad_token_id
         self.vocab_size = config.vocab_size
@@ -173,8 +181,8 @@ class BaichuanModel(BaichuanPreTrainedModel):
         self.dropout = nn.Dropout(config.hidden_dropout)
         self.layers = nn.ModuleList(BaichuanDecoderLayer(config, index) for index in range(config.num_hidden_layers))
         self.norm = build_normalization(config) if config.final_norm else nn.Identity()
-        if config.add_pooling_layer:
-            self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
+        pools = config.add_pooling_layer and add_pooling_layer
+        self.pooler = nn.Linear(config.hidden_size, config.hidden_size) if pools else None
         mark_projections(self, config)
         self.gradient_checkpointing = False
         self.post_init()
@@ -270,7 +278,7 @@ class BaichuanModel(BaichuanPreTrainedModel):
             )
         hidden_states = self.norm(hidden_states)
         pooled = None
-        if self.config.add_pooling_layer:
+        if self.pooler is not None:
             pooled = self.pooler(first_token(hidden_states, given_mask)).tanh()
         return BaichuanModelOutput(
             last_hidden_state=hidden_states, past_key_values=past_key_values, pooler_output=pooled
@@ -462,7 +470,7 @@ class BaichuanForMaskedLM(BaichuanPreTrainedModel):
                 "BaichuanForMaskedLM needs an encoder, but is_causal is True: use BaichuanForCausalLM, or"
                 " is_causal=False."
             )
-        self.model = BaichuanModel(config)
+        self.model = BaichuanModel(config, add_pooling_layer=False)
         self.vocab_size = config.vocab_size
         self.lm_head = MaskedLMHead(config)
         self.post_init()
@@ -629,7 +637,7 @@ class BaichuanForTokenClassification(GenericForTokenClassification, BaichuanPreT
         # Not the mixin's constructor: it needs a registered class, which remote code is not.
         super(GenericForTokenClassification, self).__init__(config)
         self.num_labels = config.num_labels
-        self.model = BaichuanModel(config)
+        self.model = BaichuanModel(config, add_pooling_layer=False)
         self.dropout = nn.Dropout(config.hidden_dropout)
         self.score = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
@@ -671,7 +679,7 @@ class BaichuanForQuestionAnswering(GenericForQuestionAnswering, BaichuanPreTrain
 
     def __init__(self, config: BaichuanConfig) -> None:
         super(GenericForQuestionAnswering, self).__init__(config)
-        self.model = BaichuanModel(config)
+        self.model = BaichuanModel(config, add_pooling_layer=False)
         self.qa_outputs = nn.Linear(config.hidden_size, 2)
         self.post_init()
 
