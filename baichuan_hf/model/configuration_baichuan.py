@@ -359,7 +359,8 @@ class BaichuanConfig(PreTrainedConfig):
     def validate_roles(self) -> None:
         if self.add_cross_attention:
             # generate() makes the cache of the cross-attention like the other: a window would forget the encoder.
-            self._refuse_unless("add_cross_attention", is_causal=True, sliding_window=None)
+            decoder = {"attention_type": "softmax", "num_global_tokens": 0, "is_causal": True}
+            self._refuse_unless("add_cross_attention", **decoder, sliding_window=None)
         if self.attention_type != "softmax":
             self._refuse_unless("attention_type", is_causal=False, num_global_tokens=0, sliding_window=None)
         if self.num_global_tokens:
@@ -410,7 +411,7 @@ class BaichuanConfig(PreTrainedConfig):
                 raise ValueError(
                     f"{field}={getattr(self, field)!r} does not go with {other}={value!r}: use {other}="
                     + " or ".join(map(repr, allowed))
-                    + f", or another {field}."
+                    + f", or change {field}."
                 )
 
     def validate_rope_type(self) -> None:
