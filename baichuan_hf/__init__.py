@@ -2,6 +2,7 @@
 
 from .adapters import register_lora_targets
 from .checkpoints import bundled_checkpoint
+from .conversion import from_transformers
 from .data.chat import build_chat_input
 from .model.configuration_baichuan import BaichuanConfig, list_presets
 from .model.modeling_baichuan import (
@@ -33,6 +34,7 @@ __all__ = [
     "BaichuanTokenizer",
     "build_chat_input",
     "bundled_checkpoint",
+    "from_transformers",
     "list_presets",
 ]
 

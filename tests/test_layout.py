@@ -28,7 +28,7 @@ MODEL_FILES = sorted((PACKAGE / "model").glob("*.py"))
 # Rank of each folder: a module may import its own folder and those of lower rank. "" is baichuan_hf/__init__.py.
 LAYERS = {
     **dict.fromkeys(("model", "checkpoints"), 0),
-    **dict.fromkeys(("hub", "data", "adapters", "quantization"), 1),
+    **dict.fromkeys(("hub", "data", "adapters", "quantization", "conversion"), 1),
     "": 2,
     **dict.fromkeys(("training", "inference"), 3),
     **dict.fromkeys(("evaluation", "export", "serving"), 4),
@@ -66,6 +66,7 @@ RUNNING = {"--model", "--dtype", "--device", "--seed", "--max-new-tokens"}
 # What a user may have in a script: to take one away is a breaking change.
 CLI_OPTIONS = {
     "chat": {"--system"} | RUNNING | SAMPLING,
+    "convert": {"source", "destination", "--to", "--overwrite"},
     "demo": {"--model", "--output-dir", "--seed"},
     "generate": {"prompt", "--num-beams"} | RUNNING | SAMPLING,
     "info": {"model", "--batch-size", "--length", "--dtype", "--lora-r", "--json"},

@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 from .. import __version__
 from .chat import chat
+from .convert import convert
 from .demo import demo
 from .generate import generate
 from .info import info
@@ -71,6 +72,7 @@ app.command(
 )(train)
 app.command()(generate)
 app.command()(chat)
+app.command()(convert)
 app.command()(info)
 
 

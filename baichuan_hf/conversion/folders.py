@@ -1,0 +1,96 @@
+"""Checkpoint folders of reference architectures into folders of ours."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import transformers
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedModel
+
+from ..model.checkpoint_files import written_beside
+from . import architecture_of, from_transformers
+from .architecture import check_class
+
+
+TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.spm", "spiece.model")
+IMAGE_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+
+
+class Conversion(NamedTuple):
+    """What `convert_folder` has done."""
+
+    reference: str  # class that was read
+    model: PreTrainedModel
+    copied: list[str]  # what else is in the new folder
+    left_out: list[str]  # weights in the files that are no part of the class
+
+
+def convert_folder(
+    source: str | os.PathLike, destination: str | os.PathLike, *, overwrite: bool = False
+) -> Conversion:
+    """Convert a checkpoint folder by `from_transformers`, in its dtype, with its tokenizer or image processor.
+
+    `destination` is written when all has gone well; `source` is only read. Code in it is not run.
+
+    Args:
+        source: a folder with a config and weights; the class is the one that its config names.
+        destination: a new or empty folder, or with `overwrite` one that holds a model.
+        overwrite: whether to replace that model.
+
+    Raises:
+        ValueError: `destination` holds a model, or the model cannot be converted (see `from_transformers`).
+        OSError: `source` is no checkpoint folder, or lacks weights.
+    """
+    source, destination = Path(source), Path(destination)
+    _check_folders(source, destination, overwrite)
+    reference, left_out = _load(source)
+    processors = _load_processors(source)
+    model = from_transformers(reference)
+    with written_beside(destination) as folder:
+        model.save_pretrained(folder)
+        for processor in processors.values():
+            processor.save_pretrained(folder)
+    return Conversion(type(reference).__name__, model, list(processors), left_out)
+
+
+def _check_folders(source: Path, destination: Path, overwrite: bool) -> None:
+    if not (source / "config.json").is_file():
+        raise FileNotFoundError(
+            f"{source} is no checkpoint folder, it has no config.json. To convert a model of the Hub, download it"
+            f" first: hf download {source} --local-dir FOLDER"
+        )
+    if source.resolve() == destination.resolve():
+        raise ValueError(f"{destination} is the source itself, which is never changed: name another folder.")
+    if (destination / "config.json").exists() and not overwrite:
+        raise ValueError(f"{destination} holds a model already: name another folder, or pass --overwrite.")
+
+
+def _load(source: Path) -> tuple[PreTrainedModel, list[str]]:
+    """The model of a folder, and the names of weights in its files that it has no place for."""
+    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    classes = architecture_of(config.model_type).classes
+    # Some published configs name no class; the first of ours is the one that such a checkpoint is published for.
+    name = (config.architectures or list(classes))[0]
+    check_class(name, config.model_type, classes)
+    model, info = getattr(transformers, name).from_pretrained(source, dtype="auto", output_loading_info=True)
+    if missing := sorted(info["missing_keys"]):
+        raise OSError(
+            f"{source} lacks {len(missing)} weights of {name}, first {missing[0]}: the files are incomplete, or its"
+            " config names the wrong class under 'architectures'."
+        )
+    return model, sorted(info["unexpected_keys"])
+
+
+def _load_processors(source: Path) -> dict[str, Any]:
+    processors: dict[str, Any] = {}
+    if _has_any(source, TOKENIZER_FILES):
+        processors["tokenizer"] = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    if _has_any(source, IMAGE_PROCESSOR_FILES):
+        processors["image processor"] = AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
+    return processors
+
+
+def _has_any(folder: Path, patterns: tuple[str, ...]) -> bool:
+    return any(path for pattern in patterns for path in folder.glob(pattern))
