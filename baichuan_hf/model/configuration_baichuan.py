@@ -206,10 +206,12 @@ class BaichuanConfig(PreTrainedConfig):
         """
         if name not in PRESETS:
             raise ValueError(f"There is no preset {name!r}{_nearest(name, PRESETS)}. Presets: {', '.join(PRESETS)}.")
-        fields = cls.__dataclass_fields__
+        fields = [*cls.__dataclass_fields__, "num_labels"]
         for key in overrides:
             if key not in fields:
                 raise ValueError(f"{key!r} is no field of BaichuanConfig{_nearest(key, fields)}.")
+        if names := overrides.get("id2label"):
+            overrides = {"num_labels": len(names), **overrides}
         return cls(**{**PRESETS[name], **overrides})
 
     @classmethod

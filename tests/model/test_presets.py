@@ -39,8 +39,7 @@ REFERENCES = {
     "gpt2": ("GPT2LMHeadModel", {}, 0),
     "bloom-7b1": ("BloomForCausalLM", {"hidden_size": 4096, "n_layer": 30, "n_head": 32}, 0),
     "mpt-7b": ("MptForCausalLM", {"d_model": 4096, "n_layers": 32, "n_heads": 32, "vocab_size": 50432}, 0),
-    # The pooler: the checkpoint holds it, transformers' masked language model does not.
-    "bert-base-uncased": ("BertForMaskedLM", {}, 768 * 768 + 768),
+    "bert-base-uncased": ("BertForMaskedLM", {}, 0),
     "t5-encoder-base": ("T5EncoderModel", {"d_model": 768, "d_ff": 3072, "num_layers": 12, "num_heads": 12}, 0),
     "longformer-base": (
         "LongformerForMaskedLM",
@@ -83,6 +82,18 @@ def test_parameters_equal_those_of_transformers(preset):
 def test_parameters_agree_with_the_published_number(preset):
     number, rounding = PUBLISHED[preset]
     assert abs(count(build_on_meta(BaichuanConfig.from_preset(preset))) - number) <= rounding
+
+
+def test_bert_has_a_pooler():
+    ours = on_meta(baichuan_hf.BaichuanModel, BaichuanConfig.from_preset("bert-base-uncased"))
+    assert count(ours) == count(on_meta(transformers.BertModel, transformers.BertConfig()))
+
+
+def test_labels_of_a_preset_can_be_chosen():
+    assert BaichuanConfig.from_preset("vit-base", num_labels=10).num_labels == 10
+    names = {0: "cat", 1: "dog", 2: "bird"}
+    config = BaichuanConfig.from_preset("vit-base", id2label=names)
+    assert (config.num_labels, config.id2label) == (3, names)
 
 
 def test_glm_130b_adds_up():
