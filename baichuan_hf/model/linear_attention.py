@@ -111,11 +111,12 @@ class PerformerAttention(BaichuanAttention):
 
 
 def orthogonal_features(num_features: int, dim: int) -> Tensor:
-    """Rows (num_features, dim), normally distributed each, and orthogonal within every block of `dim`."""
+    """Rows (num_features, dim) in float32, normally distributed each, and orthogonal within every block of `dim`."""
     blocks = []
     for _ in range(math.ceil(num_features / dim)):
-        rotation, triangle = torch.linalg.qr(torch.randn(dim, dim))
+        # Not the default dtype, which is the model's while it is built: there is no such decomposition in bfloat16.
+        rotation, triangle = torch.linalg.qr(torch.randn(dim, dim, dtype=torch.float32))
         rotation = rotation * triangle.diagonal().sign()  # without it, some directions are likelier than others
-        lengths = torch.randn(dim, dim).norm(dim=-1, keepdim=True)
+        lengths = torch.randn(dim, dim, dtype=torch.float32).norm(dim=-1, keepdim=True)
         blocks.append(rotation.T * lengths)
     return torch.cat(blocks)[:num_features]
