@@ -368,7 +368,7 @@ class BaichuanForCausalLM(BaichuanPreTrainedModel, GenerationMixin):
                 f"{type(self).__name__} needs a causal model, but is_causal is False: use BaichuanForMaskedLM, or"
                 " is_causal=True."
             )
-        self.model = BaichuanModel(config)
+        self.model = BaichuanModel(config, add_pooling_layer=False)
         self.vocab_size = config.vocab_size
         self.lm_head: nn.Module = build_lm_head(config)
         self.post_init()
