@@ -188,6 +188,12 @@ class MixtralTest(Conformance, unittest.TestCase):
         name: why for name, why in Conformance.expected_failures.items() if name not in WITHOUT_EXPERTS
     }
 
+    def test_training_gradient_checkpointing_use_reentrant_true(self) -> None:
+        """In place of upstream's: the balancing loss would silently have no gradient, so it is refused."""
+        model = BaichuanForCausalLM(self.model_tester.get_config())
+        with pytest.raises(ValueError, match="load-balancing loss would have no gradient"):
+            model.gradient_checkpointing_enable({"use_reentrant": True})
+
 
 class T5EncoderTest(EncoderConformance, unittest.TestCase):
     family = "t5-encoder"
