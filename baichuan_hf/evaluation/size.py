@@ -86,8 +86,16 @@ def measure(
         - `memory`: `serve`, `train_full`, `train_lora` and `train_qlora`, each with `weights`, `gradients`,
           `optimizer`, `activations`, `kv_cache` and `total`;
         - `flops_per_token`: `forward` and `training`, of a token that sees `length` tokens.
+
+    Raises:
+        ValueError: `length` is beyond the context of a model that cannot read more.
     """
-    length = length or int(config.max_position_embeddings or 0)
+    context = int(config.max_position_embeddings or 0)
+    length = length or context
+    if length > context and (config.position_embedding_type == "learned" or config.attention_type == "linformer"):
+        raise ValueError(
+            f"length ({length}) is beyond max_position_embeddings ({context}), and this model cannot go on."
+        )
     tokens, item = batch_size * length, dtype.itemsize
     lower = item if item < 4 else 0
     model = build_on_meta(config)
@@ -96,10 +104,7 @@ def measure(
     # Read in `dtype`; for the loss also in float32, as logarithms of probabilities and as gradient.
     logits = config.vocab_size * item if model.get_output_embeddings() is not None else 0
     loss = config.vocab_size * (12 + lower) if logits else 0
-    kept, kept_frozen = (
-        tokens * (config.num_hidden_layers * kept_per_token(model, dtype, frozen=frozen) + loss)
-        for frozen in (False, True)
-    )
+    kept, kept_frozen = (tokens * (kept_per_token(model, dtype, frozen=frozen) + loss) for frozen in (False, True))
     read = tokens * working_set_per_token(config) * item + (batch_size if config.is_causal else tokens) * logits
     forward = flops_per_token(model, length)
     return {
@@ -115,7 +120,7 @@ def measure(
         "kv_cache": {
             "per_token": kv_cache_bytes(config, 1, dtype),
             "per_text": kv_cache_bytes(config, length, dtype),
-            "maximum_per_text": kv_cache_bytes(config, int(config.max_position_embeddings or 0), dtype),
+            "maximum_per_text": kv_cache_bytes(config, context, dtype),
         },
         "memory": {
             "serve": _memory(total * item, activations=read, cache=batch_size * kv_cache_bytes(config, length, dtype)),
@@ -157,7 +162,7 @@ def kv_cache_bytes(config: BaichuanConfig, length: int, dtype: torch.dtype) -> i
 
 
 def kept_per_token(model: PreTrainedModel, dtype: torch.dtype, *, frozen: bool = False) -> int:
-    """Bytes that a layer keeps of each token for the backward pass, when it computes in `dtype`.
+    """Bytes that the layers keep of each token for the backward pass, when they compute in `dtype`.
 
     A norm keeps its input in float32, RMSNorm the scaled one too; a matrix that is trained its input, of which
     autocast makes a copy for each; attention queries, keys, values and its output; the feed-forward layer gate, inner
@@ -169,38 +174,41 @@ def kept_per_token(model: PreTrainedModel, dtype: torch.dtype, *, frozen: bool =
         frozen: whether the weights are frozen in `dtype` instead, with adapters on the attention's inputs.
     """
     config = model.config
-    hidden, item, gated = config.hidden_size, dtype.itemsize, config.gated_mlp
+    hidden, gated, layers = config.hidden_size, config.gated_mlp, config.num_hidden_layers
     width, kv_width = _width(config), _width(config, keys=True)
-    cast = item < 4 and not frozen
+    cast = dtype.itemsize < 4 and not frozen
     attentions = 2 if config.add_cross_attention else 1
     norms = (attentions + 1) * (2 if config.norm_position == "sandwich" else 1)
-    float32 = norms * hidden * (2 if config.norm_type == "rms_norm" and not frozen else 1)
+    float32 = layers * norms * hidden * (2 if config.norm_type == "rms_norm" and not frozen else 1)
 
     inputs = (1 if config.fused_qkv else 3) + 3 * (attentions - 1)
     if cast:
         inputs += 2 if gated else 1
     elif not frozen:
         inputs = attentions + 1
+    lower = layers * (inputs * hidden + 2 * attentions * (width + kv_width))
+    # Queries and keys are copies then, and the values keep all of W_pack's output alive.
+    if config.fused_qkv and config.position_embedding_type in ("rope", "alibi"):
+        lower += layers * 2 * width
+
     inner = _kept_by_activation(config.hidden_act, output=gated or not frozen)
     if gated:
         inner += 1 if frozen else 2
-    lower = inputs * hidden + attentions * 2 * (width + kv_width) + inner * _inner(config)
-    # Queries and keys are copies then, and the values keep all of W_pack's output alive.
-    if config.fused_qkv and config.position_embedding_type in ("rope", "alibi"):
-        lower += 2 * width
+    visits = sum(config.num_experts_per_tok for index in range(layers) if config.is_sparse_layer(index))
+    dense = sum(not config.is_sparse_layer(index) for index in range(layers))
+    # An expert also has a copy of its tokens, and an output for each.
+    float32 += visits * 2 * hidden
+    lower += (visits + dense) * inner * config.intermediate_size + visits * 2 * hidden
 
-    if config.num_local_experts:  # a token's copies for its experts, and their outputs
-        float32 += 2 * config.num_experts_per_tok * hidden
-        lower += 2 * config.num_experts_per_tok * hidden
-    if config.num_global_tokens:  # each block's neighbours, and the keys and values of the global tokens
-        lower += 6 * width + 2 * kv_width + (2 * hidden if cast else 0)
+    if config.num_global_tokens:  # the neighbours of each block, and the global tokens' keys and values
+        lower += layers * (6 * width + 2 * kv_width + (2 * hidden if cast else 0))
     if config.attention_type == "linformer":
-        scores = config.num_attention_heads * config.projected_length
+        scores = layers * config.num_attention_heads * config.projected_length
         float32, lower = float32 + scores, lower + scores
-    if config.attention_type == "performer":  # exponents and features of queries and of keys
-        features = config.num_attention_heads * _num_features(model)
+    if config.attention_type == "performer":  # exponents and features, of queries and of keys
+        features = layers * config.num_attention_heads * _num_features(model)
         float32, lower = float32 + 4 * features, lower + (3 * features if cast else 0)
-    return 4 * float32 + item * lower
+    return 4 * float32 + dtype.itemsize * lower
 
 
 def _kept_by_activation(name: str, *, output: bool) -> int:
@@ -219,7 +227,8 @@ def _kept_by_activation(name: str, *, output: bool) -> int:
 
 def working_set_per_token(config: BaichuanConfig) -> int:
     """Numbers per token while a feed-forward layer runs without gradients: residual, input, and the inner layer."""
-    return 2 * config.hidden_size + (3 if config.gated_mlp else 2) * _inner(config)
+    inner = config.intermediate_size * (config.num_experts_per_tok if config.num_local_experts else 1)
+    return 2 * config.hidden_size + (3 if config.gated_mlp else 2) * inner
 
 
 def flops_per_token(model: PreTrainedModel, length: int) -> int:
@@ -289,7 +298,3 @@ def _width(config: BaichuanConfig, *, keys: bool = False) -> int:
 
 def _num_features(model: PreTrainedModel) -> int:
     return model.base_model.layers[0].self_attn.num_features
-
-
-def _inner(config: BaichuanConfig) -> int:
-    return config.intermediate_size * (config.num_experts_per_tok if config.num_local_experts else 1)

@@ -106,11 +106,11 @@ def kept_bytes(model, dtype, length):
     return sum(tensor.untyped_storage().nbytes() for pointer, tensor in kept.items() if pointer not in weights)
 
 
-def kept_per_token_and_layer(make_model, dtype):
+def kept_per_token_in_three_layers(make_model, dtype):
     """Without what does not grow with both, such as copies of the weights and the logits."""
-    one, three = (make_model(num_hidden_layers=layers).train() for layers in (1, 3))
-    long, short = (kept_bytes(three, dtype, length) - kept_bytes(one, dtype, length) for length in (250, 150))
-    return (long - short) / 2 / 100
+    one, four = (make_model(num_hidden_layers=layers).train() for layers in (1, 4))
+    long, short = (kept_bytes(four, dtype, length) - kept_bytes(one, dtype, length) for length in (250, 150))
+    return (long - short) / 100
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
@@ -120,8 +120,8 @@ def test_activations_are_what_autograd_keeps(name, dtype):
     overrides = sizes | ARCHITECTURES[name]
     if "num_local_experts" in overrides:
         overrides["intermediate_size"] = 256
-    measured = kept_per_token_and_layer(lambda **more: build(overrides, **more), dtype)
-    assert kept_per_token(build(overrides), dtype) == pytest.approx(measured, rel=0.2)
+    measured = kept_per_token_in_three_layers(lambda **more: build(overrides, **more), dtype)
+    assert kept_per_token(build(overrides, num_hidden_layers=3), dtype) == pytest.approx(measured, rel=0.2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
@@ -132,8 +132,17 @@ def test_activations_under_adapters(name, dtype):
     def adapted(**more):
         return get_peft_model(build(overrides, **more).to(dtype), LoraConfig(task_type="CAUSAL_LM", r=4))
 
-    measured = kept_per_token_and_layer(adapted, dtype)
-    assert kept_per_token(build(overrides), dtype, frozen=True) == pytest.approx(measured, rel=0.2)
+    measured = kept_per_token_in_three_layers(adapted, dtype)
+    assert kept_per_token(build(overrides, num_hidden_layers=3), dtype, frozen=True) == pytest.approx(
+        measured, rel=0.2
+    )
+
+
+def test_every_other_layer_with_experts():
+    model = build_on_meta(tiny_config(num_hidden_layers=4, num_local_experts=4, moe_layer_interval=2))
+    kept = kept_per_token(model, torch.float32)
+    ends = [build_on_meta(tiny_config(num_hidden_layers=4, num_local_experts=experts)) for experts in (0, 4)]
+    assert kept == sum(kept_per_token(end, torch.float32) for end in ends) / 2
 
 
 @pytest.mark.parametrize("name", ["llama", "grouped", "gpt", "cross", "experts", "encoder"])
@@ -200,3 +209,9 @@ def test_any_preset_is_measured(preset):
     size = measure(BaichuanConfig.from_preset(preset), length=128, dtype=torch.float32)
     assert size["memory"]["train_full"]["weights"] == 4 * size["parameters"]["total"]
     assert size["flops_per_token"]["training"] == 3 * size["flops_per_token"]["forward"]
+
+
+def test_length_beyond_learned_positions_is_refused():
+    assert measure(tiny_config(), length=1000)["settings"]["length"] == 1000
+    with pytest.raises(ValueError, match=r"length \(1000\) is beyond max_position_embeddings \(128\)"):
+        measure(tiny_config(position_embedding_type="learned"), length=1000)
