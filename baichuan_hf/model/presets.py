@@ -260,6 +260,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "is_causal": False,
         "attention_dropout": 0.1,
         "hidden_dropout": 0.1,
+        "tie_word_embeddings": True,
         "bos_token_id": None,
         "eos_token_id": 1,
     },

@@ -6,6 +6,8 @@ import transformers
 
 import baichuan_hf
 from baichuan_hf import BaichuanConfig
+from baichuan_hf.conversion import ARCHITECTURES
+from baichuan_hf.conversion.convert import shared_settings
 from baichuan_hf.evaluation import build_on_meta
 
 
@@ -21,7 +23,7 @@ def count(model):
 
 LLAMA_13B = {"hidden_size": 5120, "intermediate_size": 13696, "num_hidden_layers": 40, "num_attention_heads": 40}
 TINY = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 6, "num_attention_heads": 8}
-ROBERTA = {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1, "pad_token_id": 1}
+ROBERTA = {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1, "layer_norm_eps": 1e-5}
 # RoBERTa numbers positions from 2, behind its id of padding: the first two rows of its table are never used.
 UNUSED_POSITIONS = 2 * 768
 
@@ -33,11 +35,11 @@ REFERENCES = {
     "baichuan2-7b": ("LlamaForCausalLM", {"vocab_size": 125696}, 0),
     "baichuan2-13b": ("LlamaForCausalLM", {"vocab_size": 125696, **LLAMA_13B}, 0),
     "tiny": ("LlamaForCausalLM", {"vocab_size": 6144, **TINY}, 0),
-    "llama-2-7b": ("LlamaForCausalLM", {}, 0),
-    "mistral-7b": ("MistralForCausalLM", {}, 0),
-    "mixtral-8x7b": ("MixtralForCausalLM", {}, 0),
+    "llama-2-7b": ("LlamaForCausalLM", {"max_position_embeddings": 4096, "rms_norm_eps": 1e-5}, 0),
+    "mistral-7b": ("MistralForCausalLM", {"max_position_embeddings": 32768, "rms_norm_eps": 1e-5}, 0),
+    "mixtral-8x7b": ("MixtralForCausalLM", {"max_position_embeddings": 32768, "router_aux_loss_coef": 0.02}, 0),
     "gpt2": ("GPT2LMHeadModel", {}, 0),
-    "bloom-7b1": ("BloomForCausalLM", {"hidden_size": 4096, "n_layer": 30, "n_head": 32}, 0),
+    "bloom-7b1": ("BloomForCausalLM", {"hidden_size": 4096, "n_layer": 30, "n_head": 32, "pad_token_id": 3}, 0),
     "mpt-7b": ("MptForCausalLM", {"d_model": 4096, "n_layers": 32, "n_heads": 32, "vocab_size": 50432}, 0),
     "bert-base-uncased": ("BertForMaskedLM", {}, 0),
     "t5-encoder-base": ("T5EncoderModel", {"d_model": 768, "d_ff": 3072, "num_layers": 12, "num_heads": 12}, 0),
@@ -69,6 +71,21 @@ PUBLISHED = {
     "vit-base": (86_567_656, 0),  # pytorch.org/vision/main/models/generated/torchvision.models.vit_b_16.html
 }
 
+# Presets that a converter makes from the published config, and fields that are not of that.
+CONVERTED = [
+    "llama-2-7b",
+    "mistral-7b",
+    "mixtral-8x7b",
+    "gpt2",
+    "bloom-7b1",
+    "mpt-7b",
+    "bert-base-uncased",
+    "t5-encoder-base",
+    "longformer-base",
+    "vit-base",
+]
+UNCOMPARED = {"add_pooling_layer", "architectures", "tokenizer_class", "use_cache"}
+
 
 @pytest.mark.parametrize("preset", REFERENCES)
 def test_parameters_equal_those_of_transformers(preset):
@@ -76,6 +93,19 @@ def test_parameters_equal_those_of_transformers(preset):
     model_class = getattr(transformers, name)
     reference = on_meta(model_class, model_class.config_class(**values))
     assert count(build_on_meta(BaichuanConfig.from_preset(preset))) == count(reference) + difference
+
+
+@pytest.mark.parametrize("preset", CONVERTED)
+def test_values_are_those_of_the_published_config(preset):
+    name, values, _ = REFERENCES[preset]
+    model_class = getattr(transformers, name)
+    reference = on_meta(model_class, model_class.config_class(**values))
+    converter = ARCHITECTURES[reference.config.model_type]
+    expected = BaichuanConfig(**shared_settings(reference.config) | converter.settings(reference)).to_dict()
+    ours = BaichuanConfig.from_preset(preset).to_dict()
+    assert {field: ours[field] for field in ours.keys() - UNCOMPARED} == {
+        field: expected[field] for field in ours.keys() - UNCOMPARED
+    }
 
 
 @pytest.mark.parametrize("preset", PUBLISHED)
