@@ -24,7 +24,7 @@ class Made(NamedTuple):
 # Our names to the reference's, both without the prefix of the base model and, unless it is written, without the
 # `.weight` or `.bias` at the end, which is then the same for both. N stands for the number of a layer. An entry that
 # a model has no weight for is not used.
-Weights = Mapping[str, str | Made]
+Weights = dict[str, str | Made]
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,11 @@ def check_equal(config: PreTrainedConfig, name: str, other: str) -> None:
 def has_pooler(reference: PreTrainedModel) -> bool:
     """Whether the base model pools the first token."""
     return getattr(reference.base_model, "pooler", None) is not None
+
+
+def never_read(weight: Tensor) -> bool:
+    """For a weight that the reference holds, but computes nothing with."""
+    return True
 
 
 def stacked(config: BaichuanConfig, *weights: Tensor) -> Tensor:

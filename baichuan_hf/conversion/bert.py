@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from .architecture import Architecture, Made, check_setting, has_pooler, stacked
+from .architecture import Architecture, Made, Weights, check_setting, has_pooler, never_read, stacked
 
 
 def settings(reference: PreTrainedModel) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def encoder_settings(reference: PreTrainedModel) -> dict[str, Any]:
 
 LAYER, THEIRS = "layers.N.", "encoder.layer.N."
 SELF = THEIRS + "attention.self."
-ENCODER_WEIGHTS = {
+ENCODER_WEIGHTS: Weights = {
     "embed_tokens": "embeddings.word_embeddings",
     "embed_token_types": "embeddings.token_type_embeddings",
     "positions.embedding": "embeddings.position_embeddings",
@@ -81,4 +81,6 @@ BERT = Architecture(
         # transformers had these up to version 4, and ignores them now.
         "position_embedding_type": ("absolute",),
     },
+    # The same as the decoder's bias, unless tie_word_embeddings is False.
+    unused={"cls.predictions.bias": never_read},
 )

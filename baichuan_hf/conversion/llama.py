@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from .architecture import Architecture, Made, check_setting, stacked
+from .architecture import Architecture, Made, Weights, check_setting, stacked
 
 
 def classes(prefix: str) -> dict[str, str]:
@@ -51,7 +51,7 @@ def mistral_settings(reference: PreTrainedModel) -> dict[str, Any]:
 
 LAYER = "layers.N."
 ATTENTION = LAYER + "self_attn."
-WEIGHTS = {
+WEIGHTS: Weights = {
     "embed_tokens": "embed_tokens",
     ATTENTION + "W_pack": Made(stacked, tuple(f"{ATTENTION}{name}_proj" for name in "qkv")),
     **{f"{ATTENTION}{name}_proj": f"{ATTENTION}{name}_proj" for name in "qkvo"},

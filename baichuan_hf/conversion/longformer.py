@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..model.configuration_baichuan import BaichuanConfig
-from .architecture import Architecture, Made, check_setting
+from .architecture import Architecture, Made, check_setting, never_read
 from .bert import ENCODER_WEIGHTS, LAYER, SELF, encoder_settings
 
 
@@ -49,4 +49,5 @@ LONGFORMER = Architecture(
         "lm_head.norm": "lm_head.layer_norm",
         "lm_head.decoder": "lm_head.decoder",
     },
+    unused={"lm_head.bias": never_read},
 )

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from ..model.configuration_baichuan import BaichuanConfig
 from ..model.modeling_baichuan import BaichuanForCausalLM, BaichuanModel
 from ..model.positions import SinusoidalPositions
-from .architecture import Architecture, Made, Weights, stacked
+from .architecture import Architecture, Made, Weights, never_read, stacked
 from .convert import check_used_up, fill, named_weights, shared_settings
 
 
@@ -116,6 +116,8 @@ MARIAN = Architecture(
         "final_logits_bias": is_zero,
         "encoder.embed_positions.weight": is_sinusoidal,
         "decoder.embed_positions.weight": is_sinusoidal,
+        # The same as the embeddings of both halves, unless tie_word_embeddings is False.
+        "shared.weight": never_read,
     },
     build=build,
 )
