@@ -218,8 +218,9 @@ def largest_difference(
 def greedy_tokens(model: PreTrainedModel, inputs: dict[str, Tensor], **options: Any) -> Tensor:
     """What `model` writes after the texts of `inputs`."""
     texts = {name: inputs[name] for name in ("input_ids", "attention_mask") if name in inputs}
-    # As many for all rows: an end of text is a token as others.
-    return model.generate(**texts, max_new_tokens=16, do_sample=False, eos_token_id=None, num_beams=1, **options)
+    # No token twice, or some random models write one over and over; none ends a text, so that all rows go on.
+    settings = {"do_sample": False, "num_beams": 1, "no_repeat_ngram_size": 1, "eos_token_id": None}
+    return model.generate(**texts, max_new_tokens=16, **(settings | options))
 
 
 def measure(kind: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from transformers import PreTrainedModel
 
+from ..model.configuration_baichuan import BaichuanConfig
 from .architecture import Architecture
 from .bert import BERT
 from .bloom import BLOOM
@@ -40,6 +41,8 @@ def architecture_of(model_type: str) -> Architecture:
     Raises:
         ValueError: there is none.
     """
+    if model_type == BaichuanConfig.model_type:
+        raise ValueError("The model is Baichuan already, there is nothing to convert.")
     if model_type not in ARCHITECTURES:
         raise ValueError(
             f"model_type {model_type!r} cannot be converted to Baichuan. Supported: {', '.join(ARCHITECTURES)}."

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import transformers
-from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from ..model.checkpoint_files import written_beside
 from . import architecture_of, from_transformers
@@ -15,7 +16,7 @@ from .architecture import check_class
 
 
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.spm", "spiece.model")
-IMAGE_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+IMAGE_PROCESSOR_FILE = "preprocessor_config.json"
 
 
 class Conversion(NamedTuple):
@@ -46,13 +47,11 @@ def convert_folder(
     source, destination = Path(source), Path(destination)
     _check_folders(source, destination, overwrite)
     reference, left_out = _load(source)
-    processors = _load_processors(source)
     model = from_transformers(reference)
     with written_beside(destination) as folder:
         model.save_pretrained(folder)
-        for processor in processors.values():
-            processor.save_pretrained(folder)
-    return Conversion(type(reference).__name__, model, list(processors), left_out)
+        copied = _copy_processors(source, folder)
+    return Conversion(type(reference).__name__, model, copied, left_out)
 
 
 def _check_folders(source: Path, destination: Path, overwrite: bool) -> None:
@@ -83,14 +82,15 @@ def _load(source: Path) -> tuple[PreTrainedModel, list[str]]:
     return model, sorted(info["unexpected_keys"])
 
 
-def _load_processors(source: Path) -> dict[str, Any]:
-    processors: dict[str, Any] = {}
-    if _has_any(source, TOKENIZER_FILES):
-        processors["tokenizer"] = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    if _has_any(source, IMAGE_PROCESSOR_FILES):
-        processors["image processor"] = AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
-    return processors
-
-
-def _has_any(folder: Path, patterns: tuple[str, ...]) -> bool:
-    return any(path for pattern in patterns for path in folder.glob(pattern))
+def _copy_processors(source: Path, folder: Path) -> list[str]:
+    """Copy tokenizer and image processor, so that they are found without the `model_type` that they belong to."""
+    copied = []
+    if any(path for pattern in TOKENIZER_FILES for path in source.glob(pattern)):
+        AutoTokenizer.from_pretrained(source, trust_remote_code=False).save_pretrained(folder)
+        copied.append("tokenizer")
+    if (source / IMAGE_PROCESSOR_FILE).is_file():
+        settings = json.loads((source / IMAGE_PROCESSOR_FILE).read_text(encoding="utf-8"))
+        settings.setdefault("image_processor_type", "ViTImageProcessor")
+        (folder / IMAGE_PROCESSOR_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        copied.append("image processor")
+    return copied
