@@ -65,6 +65,25 @@ SAMPLING = {"--do-sample", "--no-do-sample", "--temperature", "--top-k", "--top-
 RUNNING = {"--model", "--dtype", "--device", "--seed", "--max-new-tokens"}
 # What a user may have in a script: to take one away is a breaking change.
 CLI_OPTIONS = {
+    "bench architectures": {
+        "--axis",
+        "--batch-size",
+        "--deep-layers",
+        "--device",
+        "--hidden-size",
+        "--learning-rate",
+        "--length",
+        "--max-seconds",
+        "--num-hidden-layers",
+        "--picture",
+        "--rows",
+        "--seeds",
+        "--steps",
+        "--train-file",
+        "--workers",
+    },
+    "bench ratio": {"--before", "--device", "--label", "--rounds", "--rows", "--shape"},
+    "bench scaling": {"--device", "--kind", "--picture", "--rounds", "--rows", "--tokens"},
     "chat": {"--system"} | RUNNING | SAMPLING,
     "convert": {"source", "destination", "--to", "--overwrite"},
     "demo": {"--model", "--output-dir", "--seed"},
@@ -182,7 +201,10 @@ def test_version_is_written_once():
 
 
 def test_command_line_options():
-    commands = typer.main.get_command(app).commands
+    commands = {}
+    for name, command in typer.main.get_command(app).commands.items():
+        groups = getattr(command, "commands", {})
+        commands |= {f"{name} {member}": groups[member] for member in groups} or {name: command}
     found = {
         name: {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
         for name, command in commands.items()

@@ -10,6 +10,7 @@ from rich.markup import escape
 from typer.core import TyperGroup
 
 from .. import __version__
+from .bench import bench
 from .chat import chat
 from .convert import convert
 from .demo import demo
@@ -74,6 +75,7 @@ app.command()(generate)
 app.command()(chat)
 app.command()(convert)
 app.command()(info)
+app.add_typer(bench, name="bench")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import baichuan_hf
 from tests.helpers import REPOSITORY
 
 
-COMMANDS = ["chat", "convert", "demo", "generate", "info", "train"]
+COMMANDS = ["bench", "chat", "convert", "demo", "generate", "info", "train"]
 
 
 def test_version(run):

@@ -1,0 +1,46 @@
+"""Times that can be compared: what is compared takes turns, so that a slow minute of the machine slows all of it."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def interleaved(
+    actions: Mapping[str, Callable[[], object]], device: torch.device, *, rounds: int, repeats: int = 1
+) -> dict[str, list[float]]:
+    """Seconds of each action, one value per round; a round before them warms up.
+
+    Args:
+        actions: by name; each is called `repeats` times in a row, in every round.
+        device: that they run on.
+        rounds: in which every action has its turn.
+        repeats: calls that one value is the mean of.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in actions}
+    for turn in range(rounds + 1):
+        for name, action in actions.items():
+            synchronize(device)
+            start = time.perf_counter()
+            for _ in range(repeats):
+                action()
+            synchronize(device)
+            if turn:
+                seconds[name].append((time.perf_counter() - start) / repeats)
+    return seconds
+
+
+def milliseconds(seconds: list[float]) -> dict[str, str]:
+    """The columns `ms`, the median, and `ms_p20` and `ms_p80` around it."""
+    low, *_, high = statistics.quantiles(seconds, n=5) if len(seconds) > 1 else seconds * 2
+    values = {"ms": statistics.median(seconds), "ms_p20": low, "ms_p80": high}
+    return {name: f"{1000 * value:.3f}" for name, value in values.items()}
