@@ -30,4 +30,4 @@ def convert(
     auto_class = next((auto for auto, ours in AUTO_CLASSES.items() if ours.__name__ == name), "AutoModelForSeq2SeqLM")
     print("Load it:\n    import baichuan_hf")
     print(f"    from transformers import {auto_class}")
-    print(f"    model = {auto_class}.from_pretrained({destination!r})")
+    print(f'    model = {auto_class}.from_pretrained("{destination}")')
