@@ -385,7 +385,12 @@ class BaichuanConfig(PreTrainedConfig):
             self._refuse_unless("num_global_tokens", position_embedding_type=(*added, "rope"))
         if self.attention_type == "performer":
             self._refuse_unless("attention_type", attention_dropout=0.0)
-        buckets = self.relative_attention_num_buckets
+        buckets, sides = self.relative_attention_num_buckets, 1 if self.is_causal else 2
+        if self.position_embedding_type == "relative" and buckets < 2 * sides:
+            raise ValueError(
+                f"relative_attention_num_buckets ({buckets}) must be at least {2 * sides} with"
+                f" is_causal={self.is_causal}: two for either side that a token sees."
+            )
         if self.position_embedding_type == "relative" and self.relative_attention_max_distance <= buckets // 2:
             raise ValueError(
                 f"relative_attention_max_distance ({self.relative_attention_max_distance}) must be above half of"
