@@ -73,7 +73,10 @@ def initialize_projection(module: nn.Module, config: BaichuanConfig) -> None:
     for name, parameter in module.named_parameters(recurse=False):
         if name == "bias" or getattr(parameter, "_is_hf_initialized", False):
             continue
-        matrices = parameter if parameter.ndim == 3 else parameter.chunk(len(gains))  # those of experts are stacked
+        if parameter.ndim == 3:  # those of experts are stacked, and a gate stands on its projection
+            matrices = [part for expert in parameter for part in expert.chunk(2 if name == "gate_up_proj" else 1)]
+        else:
+            matrices = parameter.chunk(len(gains))
         for index, matrix in enumerate(matrices):
             draw(matrix, config)
             matrix.mul_(gains[index % len(gains)])
