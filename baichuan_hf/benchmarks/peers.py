@@ -136,17 +136,17 @@ def build_reference(kind: str, name: str, *, seed: int = 0, model_class: str | N
 
 @torch.no_grad()
 def randomize(model: PreTrainedModel, seed: int) -> PreTrainedModel:
-    """Draw all parameters anew, also the biases and norms that transformers starts at 0 and 1.
+    """Draw all weights anew, also the biases and norms that transformers starts at 0 and 1.
 
     The weights are wide: with the usual 0.02 every position looks alike, and a wrong one would not show.
     """
     generator = torch.Generator().manual_seed(seed)
-    for parameter in model.parameters():
-        if not parameter.requires_grad:
+    for name, weight in model.state_dict().items():
+        if "embed_positions" in name:
             continue  # Marian's sinusoids
-        noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float32) * 0.2
-        is_norm = parameter.ndim == 1 and bool((parameter == 1).all())
-        parameter.copy_(noise + 1 if is_norm else noise)
+        noise = torch.randn(weight.shape, generator=generator, dtype=torch.float32) * 0.2
+        is_norm = weight.ndim == 1 and bool((weight == 1).all())
+        weight.copy_(noise + 1 if is_norm else noise)
     return model
 
 

@@ -1,6 +1,7 @@
 """Marian (Junczys-Dowmunt et al. 2018): the post-norm encoder-decoder of Vaswani et al. with sinusoidal positions.
 
-Embeddings that encoder and decoder share are copied: each half is a model of its own.
+Embeddings that encoder and decoder share are copied: each half is a model of its own. The bias of the logits, which
+transformers keeps as a constant, is a weight.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ def settings(reference: PreTrainedModel) -> dict[str, Any]:
     }
 
 
-def half_settings(config: Any, half: str) -> dict[str, Any]:
-    decodes = half == "decoder"
+def half_settings(reference: Any, half: str) -> dict[str, Any]:
+    config, decodes = reference.config, half == "decoder"
     return {
         "vocab_size": config.decoder_vocab_size if decodes else config.vocab_size,
         "num_hidden_layers": getattr(config, f"{half}_layers"),
@@ -54,6 +55,7 @@ def half_settings(config: Any, half: str) -> dict[str, Any]:
         "layer_drop": getattr(config, f"{half}_layerdrop"),
         "is_causal": decodes,
         "add_cross_attention": decodes,
+        "lm_head_bias": decodes and bool(reference.final_logits_bias.any()),
     }
 
 
@@ -71,6 +73,7 @@ def half_weights(half: str) -> Weights:
         layer + "mlp.down_proj": theirs + "fc2",
         layer + "mlp_output_layernorm": theirs + "final_layer_norm",
         "lm_head": "lm_head",
+        "lm_head.bias": Made(as_vector, ("final_logits_bias",)),
     }
 
 
@@ -81,7 +84,7 @@ def build(reference: PreTrainedModel, architecture: Architecture) -> PreTrainedM
     halves = {
         half: fill(
             model_class,
-            BaichuanConfig(**shared | half_settings(reference.config, half)),
+            BaichuanConfig(**shared | half_settings(reference, half)),
             half_weights(half),
             source,
             reference.dtype,
@@ -93,6 +96,10 @@ def build(reference: PreTrainedModel, architecture: Architecture) -> PreTrainedM
     for name in ("decoder_start_token_id", "pad_token_id", "bos_token_id", "eos_token_id"):
         setattr(model.config, name, getattr(reference.config, name))
     return model
+
+
+def as_vector(config: BaichuanConfig, bias: Tensor) -> Tensor:
+    return bias[0]
 
 
 def is_zero(bias: Tensor) -> bool:

@@ -105,6 +105,7 @@ class BaichuanConfig(PreTrainedConfig):
         router_aux_loss_coef: Weight of the load-balancing loss.
         output_router_logits: Whether the output holds the routers' logits.
         moe_layer_interval: Every how many layers one has experts.
+        lm_head_bias: Whether the output matrix of `BaichuanForCausalLM` has a bias (Marian).
         normalize_lm_head: Whether the rows of the output matrix are normalised (NormHead of Baichuan2).
         z_loss_weight: Weight of the max-z loss of Baichuan2.
         attention_dropout: Dropout of the attention weights.
@@ -179,6 +180,7 @@ class BaichuanConfig(PreTrainedConfig):
     router_aux_loss_coef: float | int = 0.001
     output_router_logits: bool = False
     moe_layer_interval: int = 1
+    lm_head_bias: bool = False
     normalize_lm_head: bool | None = None
     z_loss_weight: float | int = 0.0
     attention_dropout: float | int = 0.0

@@ -370,7 +370,7 @@ class BaichuanForCausalLM(BaichuanPreTrainedModel, GenerationMixin):
             )
         self.model = BaichuanModel(config, add_pooling_layer=False)
         self.vocab_size = config.vocab_size
-        self.lm_head: nn.Module = build_lm_head(config)
+        self.lm_head: nn.Module = build_lm_head(config, bias=config.lm_head_bias)
         self.post_init()
 
     @can_return_tuple

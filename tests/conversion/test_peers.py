@@ -112,6 +112,15 @@ def test_beams_of_an_encoder_decoder_equal():
     assert torch.equal(*(greedy_tokens(model, inputs, num_beams=3) for model in models))
 
 
+def test_bias_of_the_logits_is_there_if_it_counts():
+    reference = build_reference("marian", FIRST["marian"])
+    assert from_transformers(reference).decoder.config.lm_head_bias
+    reference.final_logits_bias.zero_()
+    ours = from_transformers(reference)
+    assert not ours.decoder.config.lm_head_bias
+    assert largest_difference(reference, ours, length=9) < TOLERANCE
+
+
 def test_segments_are_zero_by_default():
     reference, ours = pair("bert", model_class="BertModel")
     ids = torch.randint(3, 97, (2, 9))
