@@ -258,6 +258,17 @@ WRONG = [
     ("sliding_window", 0, ["sliding_window", "0"]),
     ("head_dim", 7, ["head_dim", "7", "even"]),
     ("rms_norm_eps", "small", ["rms_norm_eps", "small", "float"]),
+    ("initializer_type", "he", ["initializer_type", "he", "kaiming_normal"]),
+    ("num_local_experts", -1, ["num_local_experts", "-1", "at least 0"]),
+    ("num_experts_per_tok", 0, ["num_experts_per_tok", "0", "at least 1"]),
+    ("moe_layer_interval", 0, ["moe_layer_interval", "0", "at least 1"]),
+    ("num_global_tokens", -1, ["num_global_tokens", "-1", "at least 0"]),
+    ("type_vocab_size", -2, ["type_vocab_size", "-2", "at least 0"]),
+    ("projected_length", 0, ["projected_length", "0", "at least 1"]),
+    ("num_random_features", 0, ["num_random_features", "0", "at least 1"]),
+    ("layer_drop", 1.0, ["layer_drop", "1.0", "below 1"]),
+    ("hidden_dropout", -0.1, ["hidden_dropout", "-0.1", "at least 0"]),
+    ("gated_mlp", "no", ["gated_mlp", "no", "bool"]),
 ]
 
 
@@ -292,6 +303,93 @@ def test_wrong_alibi_values_are_refused(overrides, parts):
 
 
 ENCODER = {"is_causal": False}
+# Values that contradict each other, and parts that the message must hold: both fields, their values, the way out.
+CONTRADICTIONS = [
+    (
+        {"norm_type": "deep_norm", "norm_position": "pre"},
+        ["norm_type='deep_norm'", "norm_position='pre'", "use norm_position='post'"],
+    ),
+    (
+        {"norm_type": "deep_norm", "norm_position": "sandwich"},
+        ["norm_type='deep_norm'", "norm_position='sandwich'", "use norm_position='post'"],
+    ),
+    (
+        {"initializer_type": "deep_net", "norm_type": "layer_norm"},
+        ["initializer_type='deep_net'", "norm_type='layer_norm'", "use norm_type='deep_norm'"],
+    ),
+    (
+        {"attention_type": "linformer", "position_embedding_type": "none"},
+        ["attention_type='linformer'", "is_causal=True", "use is_causal=False"],
+    ),
+    ({"attention_type": "performer"}, ["attention_type='performer'", "is_causal=True", "use is_causal=False"]),
+    (
+        {"attention_type": "linformer", **ENCODER},
+        ["attention_type='linformer'", "position_embedding_type='rope'", "'sinusoidal' or 'learned' or 'none'"],
+    ),
+    (
+        {"attention_type": "performer", "position_embedding_type": "relative", **ENCODER},
+        ["attention_type='performer'", "position_embedding_type='relative'", "'rope'"],
+    ),
+    (
+        {"attention_type": "performer", "attention_dropout": 0.1, **ENCODER},
+        ["attention_type='performer'", "attention_dropout=0.1", "use attention_dropout=0.0"],
+    ),
+    (
+        {"attention_type": "performer", "sliding_window": 4, **ENCODER},
+        ["attention_type='performer'", "sliding_window=4", "use sliding_window=None"],
+    ),
+    (
+        {"num_local_experts": 4, "num_experts_per_tok": 5},
+        ["num_experts_per_tok (5)", "at most", "num_local_experts (4)"],
+    ),
+    ({"num_local_experts": 4, "mlp_bias": True}, ["num_local_experts=4", "mlp_bias=True", "use mlp_bias=False"]),
+    ({"add_cross_attention": True, **ENCODER}, ["add_cross_attention=True", "is_causal=False", "use is_causal=True"]),
+    (
+        {"add_cross_attention": True, "sliding_window": 4},
+        ["add_cross_attention=True", "sliding_window=4", "use sliding_window=None"],
+    ),
+    (
+        {"num_global_tokens": 2, "sliding_window": 4},
+        ["num_global_tokens=2", "is_causal=True", "use is_causal=False"],
+    ),
+    ({"num_global_tokens": 2, **ENCODER}, ["num_global_tokens=2", "set sliding_window"]),
+    (
+        {"num_global_tokens": 2, "sliding_window": 4, "position_embedding_type": "alibi", **ENCODER},
+        ["num_global_tokens=2", "position_embedding_type='alibi'", "'rope'"],
+    ),
+    ({"sliding_window": 0}, ["sliding_window (0)", "at least 1"]),
+    ({"sliding_window": -3, **ENCODER}, ["sliding_window (-3)", "at least 1"]),
+    ({"layer_types": ["full_attention"] * 3}, ["layer_types", "3", "num_hidden_layers", "2"]),
+    ({"num_key_value_heads": 8}, ["num_attention_heads (4)", "multiple", "num_key_value_heads (8)"]),
+    ({"image_size": 30}, ["image_size (30)", "multiple", "patch_size (16)"]),
+    (
+        {"position_embedding_type": "relative", "relative_attention_max_distance": 16},
+        ["relative_attention_max_distance (16)", "relative_attention_num_buckets (32)"],
+    ),
+    (
+        {"position_embedding_type": "learned", "rope_parameters": {"rope_type": "linear", "factor": 2.0}},
+        ["rope_parameters", "position_embedding_type is 'learned'", "use position_embedding_type='rope'"],
+    ),
+    (
+        {"position_embedding_type": "none", "alibi_scaling": {"alibi_type": "dynamic"}},
+        ["alibi_scaling", "position_embedding_type is 'none'", "use position_embedding_type='alibi'"],
+    ),
+]
+
+
+@pytest.mark.parametrize("fields, parts", CONTRADICTIONS, ids=["-".join(fields) for fields, _ in CONTRADICTIONS])
+def test_contradictions_are_refused(write, fields, parts):
+    with pytest.raises(Exception) as error:
+        tiny_config(**fields)
+    for part in parts:
+        assert part in str(error.value)
+    # From a file, the same.
+    file = tiny_config().to_dict() | {"rope_parameters": None, "layer_types": None} | fields
+    with pytest.raises(Exception) as error:
+        AutoConfig.from_pretrained(write(file))
+    assert parts[0] in str(error.value)
+
+
 SETTINGS = [
     {"position_embedding_type": "sinusoidal"},
     {"norm_type": "layer_norm"},
