@@ -367,7 +367,7 @@ class BaichuanConfig(PreTrainedConfig):
             self._refuse_unless("add_cross_attention", **decoder, sliding_window=None)
         if self.attention_type != "softmax":
             self._refuse_unless("attention_type", is_causal=False, num_global_tokens=0, sliding_window=None)
-        if self.num_global_tokens:
+        if self.num_global_tokens > 0:
             self._refuse_unless("num_global_tokens", is_causal=False)
             if self.sliding_window is None:
                 raise ValueError(
@@ -383,7 +383,7 @@ class BaichuanConfig(PreTrainedConfig):
             self._refuse_unless("attention_type", position_embedding_type=added)
         if self.attention_type == "performer":
             self._refuse_unless("attention_type", position_embedding_type=(*added, "rope"))
-        if self.num_global_tokens:
+        if self.num_global_tokens > 0:
             self._refuse_unless("num_global_tokens", position_embedding_type=(*added, "rope"))
         if self.attention_type == "performer":
             self._refuse_unless("attention_type", attention_dropout=0.0)
@@ -400,7 +400,7 @@ class BaichuanConfig(PreTrainedConfig):
             )
 
     def validate_experts(self) -> None:
-        if not self.num_local_experts:
+        if self.num_local_experts < 1:
             return
         if self.num_experts_per_tok > self.num_local_experts:
             raise ValueError(
