@@ -93,6 +93,7 @@ NUMBERS_AND_SWITCHES: dict[str, list[Any]] = {
         {"alibi_type": "dynamic"},
     ],
     "tie_word_embeddings": [False, True],
+    "lm_head_bias": [False, True],
     "embedding_multiplier": [1.0, 3.0],
 }
 
