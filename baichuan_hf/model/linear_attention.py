@@ -89,6 +89,11 @@ class PerformerAttention(BaichuanAttention):
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
+        # Autocast would run these products in low precision in spite of the casts below.
+        with torch.autocast(query.device.type, enabled=False):
+            return self._attend_in_float32(query, key, value, attention_mask), None
+
+    def _attend_in_float32(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any) -> Tensor:
         groups, dtype = self.num_key_value_groups, value.dtype
         key, value = repeat_kv(key, groups), repeat_kv(value, groups)
         root = math.sqrt(self.scaling)
@@ -103,7 +108,7 @@ class PerformerAttention(BaichuanAttention):
         summed = key_features.transpose(2, 3) @ value.float()  # (B, H, M, D)
         norm = query_features @ key_features.sum(2)[..., None]  # (B, H, T, 1)
         output = query_features @ summed / norm.clamp(min=torch.finfo(torch.float32).tiny)
-        return output.to(dtype).transpose(1, 2), None
+        return output.to(dtype).transpose(1, 2)
 
     def _exponents(self, x: Tensor) -> Tensor:
         """(B, H, T, D) -> (B, H, T, M), in float32: an exponential of a rounded exponent is wrong by a factor."""

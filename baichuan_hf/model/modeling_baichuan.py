@@ -707,8 +707,8 @@ class BaichuanForImageClassification(BaichuanPreTrainedModel):
             labels: (B,) class indices, or as `config.problem_type` says.
 
         Returns:
-            `logits` (B, num_labels) from the class token, or without labels in the config its features (B, hidden_size)
-            themselves; and `loss` if labels are given.
+            `logits` (B, num_labels) from the class token, or without labels in the config its features themselves, (B,
+            hidden_size); and `loss` if labels are given.
 
         Raises:
             ValueError: the images have another size, or a label lies outside `num_labels`.

@@ -150,3 +150,21 @@ def test_packed_rows_are_refused(kind):
     ):
         with pytest.raises(ValueError, match="attention_mask.*pad the texts"):
             model(ids, **packed)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_performer_is_as_exact_under_autocast_as_in_bfloat16(seed):
+    """Rounded exponents are wrong by a factor: autocast must not reach them."""
+    torch.manual_seed(seed)
+    config = tiny_config(
+        attention_type="performer", is_causal=False, position_embedding_type="none", num_random_features=64
+    )
+    attention = BaichuanModel(config).layers[0].self_attn
+    attention.W_pack.weight.data.mul_(8)  # sharper attention, larger exponents
+    x = torch.randn(1, 64, config.hidden_size)
+    with torch.no_grad():
+        exact, _ = attention(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            autocast, _ = attention(x)
+        bfloat16, _ = attention.bfloat16()(x.bfloat16())
+    assert (autocast - exact).norm() < 1.1 * (bfloat16 - exact).norm()
