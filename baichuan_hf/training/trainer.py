@@ -87,6 +87,11 @@ def add_adapters(model: PreTrainedModel, arguments: TrainArguments, *, task_type
     if not arguments.peft:
         return model
     if arguments.qlora:
+        if stacked := [name for name, parameter in model.named_parameters() if parameter.ndim == 3]:
+            raise ValueError(
+                f"--qlora quantises linear layers, but the experts of this model are not ({stacked[0]} and"
+                f" {len(stacked) - 1} more), and would be trained around in float32: use --lora"
+            )
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     target = arguments.lora_target_modules
     config = LoraConfig(

@@ -10,8 +10,11 @@ from peft import AutoPeftModelForSequenceClassification
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, EvalPrediction, Trainer, TrainingArguments, pipeline
 
+import baichuan_hf
 from baichuan_hf.training import TrainArguments, train, train_classifier
 from baichuan_hf.training.classify import classification_metrics, load_labelled_texts
+from baichuan_hf.training.trainer import add_adapters
+from tests.helpers import tiny_config
 from tests.helpers.checkpoint import reviews, save_checkpoint, write_csv
 
 
@@ -170,6 +173,13 @@ def test_qlora_without_bitsandbytes_says_what_to_install(checkpoint, reviews_csv
     monkeypatch.setattr("baichuan_hf.training.trainer.is_bitsandbytes_available", lambda: False)
     with pytest.raises(ImportError, match=r"pip install 'baichuan-hf\[quantization\]'"):
         train_classifier(ours(reviews_csv, model=str(checkpoint), qlora=True), theirs(tmp_path))
+
+
+def test_qlora_of_experts_is_refused():
+    """bitsandbytes leaves their stacked matrices alone, and PEFT would make float32 of them."""
+    model = baichuan_hf.BaichuanForSequenceClassification(tiny_config(num_local_experts=2))
+    with pytest.raises(ValueError, match=r"experts.*gate_up_proj.*use --lora"):
+        add_adapters(model, ours("x.csv", qlora=True), task_type="SEQ_CLS")
 
 
 def test_qlora_trains_over_four_bits_and_merges_into_the_full_model(tmp_path, reviews_csv):
