@@ -112,3 +112,16 @@ def test_a_dropped_layer_is_left_out():
     output.sum().backward()
     assert all(parameter.grad.abs().max() == 0 for parameter in model.layers.parameters())
     assert model.embed_tokens.weight.grad.abs().max() > 0
+
+
+def test_deep_net_scales_experts_but_not_their_router():
+    sizes = {"hidden_size": 128, "intermediate_size": 256, "num_local_experts": 3}
+    model = BaichuanModel(plain_config(**DEEP_NORM, **sizes | {"gated_mlp": True, "mlp_bias": False}))
+    beta = (8 * LAYERS) ** -0.25
+    for layer in model.layers:
+        experts = layer.mlp.experts
+        gates_and_ups = [part for expert in experts.gate_up_proj for part in expert.chunk(2)]
+        for matrix in [*gates_and_ups, *experts.down_proj]:
+            assert matrix.std().item() == pytest.approx(beta * math.sqrt(2 / (128 + 256)), rel=0.04)
+        router = layer.mlp.gate.weight
+        assert router.std().item() == pytest.approx(math.sqrt(2 / (128 + 3)), rel=0.2)
