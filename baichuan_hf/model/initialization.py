@@ -76,7 +76,7 @@ def initialize_projection(module: nn.Module, config: BaichuanConfig) -> None:
         if parameter.ndim == 3:  # those of experts are stacked, and a gate stands on its projection
             matrices = [part for expert in parameter for part in expert.chunk(2 if name == "gate_up_proj" else 1)]
         else:
-            matrices = parameter.chunk(len(gains))
+            matrices = list(parameter.chunk(len(gains)))
         for index, matrix in enumerate(matrices):
             draw(matrix, config)
             matrix.mul_(gains[index % len(gains)])
