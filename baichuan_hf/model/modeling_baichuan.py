@@ -286,7 +286,7 @@ class BaichuanModel(BaichuanPreTrainedModel):
 
     @property
     def _takes_segments(self) -> bool:
-        return not any(layer.self_attn.takes_padding_mask for layer in self.layers)
+        return not any(layer.self_attn.takes_padding_mask for layer in self.layers)  # type: ignore[union-attr]
 
     def _check_roles(self, token_type_ids: Tensor | None, encoder_hidden_states: Tensor | None) -> None:
         if token_type_ids is not None and not self.config.type_vocab_size:
