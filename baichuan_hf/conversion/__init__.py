@@ -54,8 +54,8 @@ def from_transformers(model: PreTrainedModel) -> PreTrainedModel:
     """A model of transformers as one of ours that computes the same: config and weights are copied.
 
     Dtype, device, training mode and generation config are kept. The class is the one of ours with the same head; an
-    encoder-decoder becomes transformers' `EncoderDecoderModel` of two of ours. Dropout is kept where ours has a place
-    for it: probabilities, not places, are compared.
+    encoder-decoder becomes transformers' `EncoderDecoderModel` of two of ours. Dropout probabilities are copied; not
+    all places where the reference drops are places where ours does.
 
     Args:
         model: of a `model_type` in `baichuan_hf.conversion.ARCHITECTURES`, not quantised.

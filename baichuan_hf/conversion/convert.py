@@ -69,7 +69,8 @@ class SourceWeights(dict[str, Tensor]):
         used = {self._memory(self[name]) for name in self.taken}
         return {name: weight for name, weight in self.items() if self._memory(weight) not in used}
 
-    def _memory(self, weight: Tensor) -> tuple[Any, ...]:
+    @staticmethod
+    def _memory(weight: Tensor) -> tuple[Any, ...]:
         return weight.device, weight.data_ptr(), weight.shape
 
 
