@@ -6,6 +6,7 @@ from typing import Any
 
 import transformers
 from packaging.version import Version
+from torch import nn
 from transformers.distributed.tensor_parallel import PackedColwiseParallel
 
 
@@ -15,8 +16,27 @@ except ImportError:  # where the oldest supported versions keep it
     from transformers.distributed.tensor_parallel import ALL_PARALLEL_STYLES
 
 
-# Each process takes its heads' rows out of each of the three parts; the stock "packed_colwise" knows two parts only.
-ALL_PARALLEL_STYLES.register("packed3_colwise", PackedColwiseParallel(split_factor=3))
+class FusedColwiseParallel(PackedColwiseParallel):
+    """Each process takes its heads' rows out of each of the three parts of `W_pack`, of the weight as of the bias; the
+    stock "packed_colwise" knows two parts, and takes a bias for one."""
+
+    def __init__(self) -> None:
+        super().__init__(split_factor=3)
+
+    def shard_param(self, module: nn.Module, param: str, mesh: Any) -> None:
+        parameter = module._parameters.get(param)
+        if parameter is None or parameter.ndim != 1:
+            super().shard_param(module, param, mesh)
+            return
+        # Only here: not every build of torch has them.
+        from torch.distributed.tensor import distribute_tensor
+        from torch.distributed.tensor.placement_types import _StridedShard
+
+        rows = distribute_tensor(parameter, mesh, [_StridedShard(dim=0, split_factor=3)], src_data_rank=None)
+        module._parameters[param] = nn.Parameter(rows, requires_grad=parameter.requires_grad)
+
+
+ALL_PARALLEL_STYLES.register("packed3_colwise", FusedColwiseParallel())
 
 
 def check_tensor_parallel(loading_options: dict[str, Any]) -> None:

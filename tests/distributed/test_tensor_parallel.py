@@ -14,6 +14,17 @@ from baichuan_hf import BaichuanForCausalLM
 from baichuan_hf.model.position_biases import AlibiBias
 from tests.distributed.launch import TORCHRUN, launch
 from tests.helpers import FAMILIES, tiny_config
+from tests.helpers.reference import perturb
+
+
+# The original families, and the components that bring projections, biases or a bias per head of their own.
+MODELS = FAMILIES | {
+    "biases": {"gated_mlp": False, "hidden_act": "gelu", "mlp_bias": True, "attention_bias": True, "norm_bias": True},
+    "experts": {"num_local_experts": 4, "moe_layer_interval": 2},
+    "ungated-experts": {"num_local_experts": 4, "gated_mlp": False, "hidden_act": "gelu", "num_key_value_heads": 2},
+    "relative": {"position_embedding_type": "relative", "norm_position": "sandwich"},
+    "deep-norm": {"norm_type": "deep_norm", "norm_position": "post", "position_embedding_type": "learned"},
+}
 
 
 def results(model) -> dict[str, torch.Tensor]:
@@ -32,12 +43,13 @@ def results(model) -> dict[str, torch.Tensor]:
 
 
 def test_two_processes_equal_one(subtests, tmp_path):
-    for family, overrides in FAMILIES.items():
+    for family, overrides in MODELS.items():
         model = BaichuanForCausalLM(tiny_config(**overrides, initializer_range=0.2))
+        perturb(model)
         model.save_pretrained(tmp_path / family / "one")
     launch(TORCHRUN, "tests.distributed.test_tensor_parallel", tmp_path)
 
-    for family in FAMILIES:
+    for family in MODELS:
         with subtests.test(family):
             one, two = tmp_path / family / "one", tmp_path / family / "two"
             expected = results(AutoModelForCausalLM.from_pretrained(one))
@@ -51,11 +63,14 @@ def test_two_processes_equal_one(subtests, tmp_path):
 
 def worker(folder: Path) -> None:
     torch.distributed.init_process_group("gloo")
-    for family in FAMILIES:
+    for family in MODELS:
         one, two = folder / family / "one", folder / family / "two"
         model = AutoModelForCausalLM.from_pretrained(one, distributed_config=DistributedConfig(tp_size=2))
-        rows = model.model.layers[0].mlp.gate_proj.weight.to_local().shape[0]
-        assert rows == model.config.intermediate_size // 2, "the model is not sharded"
+        for layer in model.model.layers:
+            columns = layer.self_attn.o_proj.weight.to_local().shape[1]
+            assert columns == model.config.hidden_size // 2, "the attention is not sharded"
+            down = layer.mlp.experts.down_proj if hasattr(layer.mlp, "experts") else layer.mlp.down_proj.weight
+            assert down.to_local().shape[-1] == model.config.intermediate_size // 2, "the layer is not sharded"
         found = results(model)
         model.save_pretrained(two)
         if torch.distributed.get_rank() == 0:
