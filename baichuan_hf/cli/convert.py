@@ -23,7 +23,8 @@ def convert(
 
     done = convert_folder(source, destination, overwrite=overwrite)
     name = type(done.model).__name__
-    print(f"{done.reference} -> {name}: {done.model.num_parameters():,} parameters, {done.model.dtype}")
+    dtype = str(done.model.dtype).removeprefix("torch.")
+    print(f"{done.reference} -> {name}: {done.model.num_parameters():,} parameters, {dtype}")
     print(" and the ".join([f"Saved to {destination}: the model", *done.copied]))
     if done.left_out:
         print(f"Not part of {done.reference}, left out: {', '.join(done.left_out)}")
