@@ -123,6 +123,41 @@ def check_cache(case: Case) -> None:
     assert_equal(cached, case.logits, "cached", "uncached", case.mask)
 
 
+def check_packed(case: Case) -> None:
+    """Two texts in a row, numbered by the mask, or refused by the kinds of attention that take no such mask."""
+    segments = torch.tensor([[1] * 6 + [2] * (LENGTH - 6)])
+    parts = [slice(0, 6), slice(6, LENGTH)]
+
+    def inputs(columns: slice) -> dict[str, Tensor]:
+        extra = {k: v[:1, columns] if k == "token_type_ids" else v[:1] for k, v in case.extra.items()}
+        return {"input_ids": case.ids[:1, columns], **extra}
+
+    if case.config.attention_type != "softmax" or case.config.num_global_tokens:
+        try:
+            case.model(**inputs(slice(None)), attention_mask=segments)
+        except ValueError as error:
+            assert "pad the texts" in str(error)
+            return
+        raise AssertionError("packed rows are neither taken nor refused")
+    with torch.no_grad():
+        packed = case.model(**inputs(slice(None)), attention_mask=segments, use_cache=False).logits
+        alone = torch.cat([case.model(**inputs(part), use_cache=False).logits for part in parts], dim=1)
+    assert_equal(packed, alone, "packed", "alone")
+
+
+def check_generation(case: Case) -> None:
+    """Greedy tokens of a whole and a left-padded text with every kind of cache and without. An encoder's states are
+    passed on by transformers' `EncoderDecoderModel`, whose tests are in test_encoder_decoder.py."""
+    if not case.config.is_causal or case.config.add_cross_attention:
+        return
+    inputs = {"input_ids": case.ids[:2], "attention_mask": case.mask[:2]}
+    options = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": None}
+    plain = case.model.generate(**inputs, **options, use_cache=False)
+    for cache in ("dynamic", "static"):
+        cached = case.model.generate(**inputs, **options, cache_implementation=cache)
+        assert torch.equal(cached, plain), f"the {cache} cache generates other tokens: {cached}, not {plain}"
+
+
 def check_eager(case: Case) -> None:
     assert case.config._attn_implementation == "sdpa"
     case.model.set_attn_implementation("eager")
@@ -167,7 +202,7 @@ def check_bfloat16(case: Case) -> None:
 
 
 def check_compiled(case: Case) -> None:
-    """Not among the invariants that every pair is checked for at once: tracing takes a second or more."""
+    """Traced without a graph break."""
     torch._dynamo.reset()
     # How far the frequencies are stretched depends on the positions' values: a break inside transformers.
     breaks = (case.config.rope_parameters or {}).get("rope_type") == "dynamic"
@@ -181,11 +216,16 @@ INVARIANTS: tuple[Callable[[Case], None], ...] = (
     check_pooled,
     check_future,
     check_cache,
+    check_packed,
     check_eager,
     check_saved,
     check_gradients,
     check_bfloat16,
 )
+
+
+# Tracing takes a second or more.
+SLOW_INVARIANTS = (check_generation, check_compiled)
 
 
 def check_invariants(config: BaichuanConfig, invariants: tuple[Callable[[Case], None], ...] = INVARIANTS) -> None:
