@@ -339,7 +339,9 @@ class BaichuanConfig(PreTrainedConfig):
                 raise ValueError(f"{field} ({getattr(self, field)}) must be at least 0.")
         self._check_divisible("num_attention_heads", "num_key_value_heads")
         if self.position_embedding_type == "rope" and self.head_dim % 2:
-            raise ValueError(f"head_dim ({self.head_dim}) must be even: RoPE rotates pairs of dimensions.")
+            raise ValueError(
+                f"head_dim ({self.head_dim}) must be even with position_embedding_type='rope', which rotates pairs."
+            )
 
     def validate_activation(self) -> None:
         if self.hidden_act not in ACT2FN:
