@@ -34,6 +34,7 @@ from .initialization import initialize_projection, mark_projections
 from .layers import BaichuanDecoderLayer
 from .linear_attention import PerformerAttention
 from .lm_head import MaskedLMHead, build_lm_head, fit_output_embeddings, max_z_loss
+from .loss import chunked_loss
 from .masks import attention_mask_of, holds_segments, padding_mask, restarting_positions, token_positions
 from .normalization import build_normalization
 from .outputs import BaichuanCausalLMOutput, BaichuanMaskedLMOutput, BaichuanModelOutput
@@ -54,6 +55,8 @@ class BaichuanPreTrainedModel(PreTrainedModel):
     config: BaichuanConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
+    # Of a language model: with labels, return the loss only, without holding the logits. Set it on the model to train.
+    skip_logits = False
     _no_split_modules = ["BaichuanDecoderLayer"]
     _skip_keys_device_placement = ["past_key_values"]
     _keys_to_ignore_on_load_unexpected = [
@@ -133,6 +136,35 @@ class BaichuanPreTrainedModel(PreTrainedModel):
                 " load-balancing loss would have no gradient. Leave it out, or pass {'use_reentrant': False}."
             )
         super()._set_gradient_checkpointing(enable, *args, **kwargs)
+
+    def _logits_and_loss(
+        self,
+        head: nn.Module,
+        hidden_states: Tensor,
+        labels: Tensor | None,
+        *,
+        skip_logits: bool | None,
+        shifted: bool = True,
+        kept: int | Tensor = 0,
+        **kwargs: Any,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Of a language model: logits and loss, or with labels and `skip_logits` the loss alone, in chunks."""
+        shift_labels = kwargs.get("shift_labels")
+        has_labels = labels is not None or shift_labels is not None
+        z_loss_weight, vocab_size = self.config.z_loss_weight, self.config.vocab_size
+        with explain_index_error("labels", labels, vocab_size, "vocab_size"):
+            if has_labels and (self.skip_logits if skip_logits is None else skip_logits):
+                options = {"vocab_size": vocab_size, "shifted": shifted, "z_loss_weight": z_loss_weight, **kwargs}
+                return None, chunked_loss(head, hidden_states, labels, **options)
+            logits = head(hidden_states[:, slice(-kept, None) if isinstance(kept, int) else kept])
+            if not has_labels:
+                return logits, None
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocab_size, **kwargs)
+        if z_loss_weight:
+            given = labels if shift_labels is None else shift_labels
+            shifted = shifted and shift_labels is None
+            loss = loss + z_loss_weight * max_z_loss(logits, given, shifted=shifted, **kwargs)
+        return logits, loss
 
     def _wants_router_logits(self, asked: bool | None, labels: Tensor | None) -> bool:
         if asked is None:
@@ -388,6 +420,7 @@ class BaichuanForCausalLM(BaichuanPreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         output_router_logits: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        skip_logits: bool | None = None,
         **kwargs: Any,
     ) -> BaichuanCausalLMOutput:
         """
@@ -398,7 +431,9 @@ class BaichuanForCausalLM(BaichuanPreTrainedModel, GenerationMixin):
                 Baichuan2 is added, with experts their load-balancing loss times `config.router_aux_loss_coef`.
             output_router_logits: whether to return the routers' logits; by default if there are labels, for the loss.
             logits_to_keep: compute the logits of the last so many positions only (0: of all), or of these indices.
-            kwargs: `num_items_in_batch` of Trainer among them.
+            skip_logits: with labels: return the loss only, computed in chunks (`chunked_loss`), which spares the
+                memory of the logits; by default the attribute `skip_logits` of the model, False.
+            kwargs: `num_items_in_batch` of Trainer and `label_smoothing` (with `skip_logits`) among them.
 
         Returns:
             `logits` (B, T or fewer, vocab_size), `loss` if labels are given, the cache, and what else was asked for.
@@ -432,15 +467,14 @@ class BaichuanForCausalLM(BaichuanPreTrainedModel, GenerationMixin):
             output_router_logits=self._wants_router_logits(output_router_logits, labels),
             **kwargs,
         )
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, kept])
-
-        loss = None
-        if labels is not None:
-            with explain_index_error("labels", labels, self.vocab_size, "vocab_size"):
-                loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.vocab_size, **kwargs)
-            if self.config.z_loss_weight:
-                loss = loss + self.config.z_loss_weight * max_z_loss(logits, labels, **kwargs)
+        logits, loss = self._logits_and_loss(
+            self.lm_head,
+            outputs.last_hidden_state,
+            labels,
+            skip_logits=skip_logits,
+            kept=logits_to_keep,
+            **kwargs,
+        )
         loss, aux_loss = self._add_aux_loss(loss, outputs.router_logits, attention_mask)
         return BaichuanCausalLMOutput(
             loss=loss,
@@ -485,6 +519,7 @@ class BaichuanForMaskedLM(BaichuanPreTrainedModel):
         token_type_ids: Tensor | None = None,
         labels: Tensor | None = None,
         output_router_logits: bool | None = None,
+        skip_logits: bool | None = None,
         **kwargs: Any,
     ) -> BaichuanMaskedLMOutput:
         """
@@ -492,7 +527,7 @@ class BaichuanForMaskedLM(BaichuanPreTrainedModel):
             input_ids: as `attention_mask`, `position_ids`, `inputs_embeds` and `token_type_ids`, those of
                 `BaichuanModel`.
             labels: (B, T) token ids of the same positions; -100 is ignored.
-            output_router_logits: as in `BaichuanForCausalLM`.
+            output_router_logits: as `skip_logits`, that of `BaichuanForCausalLM`.
 
         Returns:
             `logits` (B, T, vocab_size), and `loss` if labels are given.
@@ -509,13 +544,9 @@ class BaichuanForMaskedLM(BaichuanPreTrainedModel):
             output_router_logits=self._wants_router_logits(output_router_logits, labels),
             **kwargs,
         )
-        logits = self.lm_head(outputs.last_hidden_state)
-        loss = None
-        if labels is not None:
-            with explain_index_error("labels", labels, self.vocab_size, "vocab_size"):
-                loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.vocab_size, **kwargs)
-            if self.config.z_loss_weight:
-                loss = loss + self.config.z_loss_weight * max_z_loss(logits, labels, shifted=False, **kwargs)
+        logits, loss = self._logits_and_loss(
+            self.lm_head, outputs.last_hidden_state, labels, skip_logits=skip_logits, shifted=False, **kwargs
+        )
         loss, aux_loss = self._add_aux_loss(loss, outputs.router_logits, attention_mask)
         return BaichuanMaskedLMOutput(
             loss=loss,
