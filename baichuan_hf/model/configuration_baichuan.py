@@ -338,10 +338,6 @@ class BaichuanConfig(PreTrainedConfig):
             if getattr(self, field) < 0:
                 raise ValueError(f"{field} ({getattr(self, field)}) must be at least 0.")
         self._check_divisible("num_attention_heads", "num_key_value_heads")
-        if self.position_embedding_type == "rope" and self.head_dim % 2:
-            raise ValueError(
-                f"head_dim ({self.head_dim}) must be even with position_embedding_type='rope', which rotates pairs."
-            )
 
     def validate_activation(self) -> None:
         if self.hidden_act not in ACT2FN:
@@ -353,6 +349,9 @@ class BaichuanConfig(PreTrainedConfig):
         for kind in self.layer_types:
             if kind not in allowed:
                 raise ValueError(f"layer_types holds {kind!r}; allowed are {allowed}.")
+        if self.is_causal and self.sliding_window == 1:
+            # transformers' cache keeps the last sliding_window - 1 tokens as [-0:], which is all.
+            raise ValueError("sliding_window (1) must be at least 2 with is_causal=True: a token would see only itself.")
         if "sliding_attention" in self.layer_types and self.sliding_window is None:
             raise ValueError("layer_types holds 'sliding_attention', but sliding_window is None: give its length.")
 
@@ -378,6 +377,10 @@ class BaichuanConfig(PreTrainedConfig):
                 )
 
     def validate_positions(self) -> None:
+        if self.position_embedding_type == "rope" and self.head_dim % 2:
+            raise ValueError(
+                f"head_dim ({self.head_dim}) must be even with position_embedding_type='rope', which rotates pairs."
+            )
         # Keys that are projected along the length have no position of their own any more, and the kernel of FAVOR+
         # has no score to add a bias to.
         added = ("sinusoidal", "learned", "none")
