@@ -358,6 +358,7 @@ CONTRADICTIONS = [
         ["num_global_tokens=2", "position_embedding_type='alibi'", "'rope'"],
     ),
     ({"sliding_window": 0}, ["sliding_window (0)", "at least 1"]),
+    ({"sliding_window": 1}, ["sliding_window (1)", "at least 2", "is_causal=True"]),
     ({"sliding_window": -3, **ENCODER}, ["sliding_window (-3)", "at least 1"]),
     ({"layer_types": ["full_attention"] * 3}, ["layer_types", "3", "num_hidden_layers", "2"]),
     ({"num_key_value_heads": 8}, ["num_attention_heads (4)", "multiple", "num_key_value_heads (8)"]),
@@ -461,7 +462,7 @@ def test_assignment_is_checked():
     positions=st.sampled_from(["rope", "alibi"]),
     normalised=st.booleans(),
     layers=st.integers(1, 3),
-    window=st.sampled_from([None, 1, 4]),
+    window=st.sampled_from([None, 2, 4]),
     bias=st.booleans(),
     act=st.sampled_from(["silu", "gelu", "relu"]),
 )
