@@ -351,7 +351,7 @@ class BaichuanConfig(PreTrainedConfig):
                 raise ValueError(f"layer_types holds {kind!r}; allowed are {allowed}.")
         if self.is_causal and self.sliding_window == 1:
             # transformers' cache keeps the last sliding_window - 1 tokens as [-0:], which is all.
-            raise ValueError("sliding_window (1) must be at least 2 with is_causal=True: a token would see only itself.")
+            raise ValueError("sliding_window (1) must be at least 2 with is_causal=True: or a token sees only itself.")
         if "sliding_attention" in self.layer_types and self.sliding_window is None:
             raise ValueError("layer_types holds 'sliding_attention', but sliding_window is None: give its length.")
 
