@@ -97,8 +97,12 @@ def _show_arguments(*, everything: bool) -> None:
 
     console = Console()
     ours = dataclasses.fields(TrainArguments)
+    shared = {field.name for field in ours}
     theirs = {field.name: field for field in dataclasses.fields(TrainingArguments) if field.init}
     console.print(_panel(f"Model, data and adapters (tasks: {', '.join(TASKS)})", ours))
+    for name, task in TASKS.items():
+        if own := [field for field in dataclasses.fields(task.arguments) if field.name not in shared]:
+            console.print(_panel(f"--task {name}", own))
     if everything:
         console.print(_panel("transformers.TrainingArguments", theirs.values()))
     else:

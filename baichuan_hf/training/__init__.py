@@ -1,7 +1,8 @@
 """Fine-tuning: thin recipes over `datasets`, `Trainer` and PEFT."""
 
-from .arguments import TrainArguments, parse_arguments
+from .arguments import TrainArguments
 from .classify import train_classifier
+from .parsing import parse_arguments
 from .tasks import TASKS, train
 
 

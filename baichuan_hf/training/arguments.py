@@ -1,23 +1,19 @@
-"""The arguments of `baichuan-hf train`: ours beside transformers' TrainingArguments, as words or as a YAML file."""
+"""What every task of `baichuan-hf train` takes besides transformers' TrainingArguments."""
 
-import difflib
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
-from pathlib import Path
-from typing import Any, NoReturn
+from dataclasses import dataclass, field
+from typing import Any
 
 import yaml
-from transformers import HfArgumentParser, TrainingArguments
 
 
 def option(help: str, default: Any = None) -> Any:
+    """A field of an arguments class, with its text for --help."""
     return field(default=default, metadata={"help": help})
 
 
 @dataclass
 class TrainArguments:
-    """What `baichuan-hf train` takes besides transformers' own TrainingArguments."""
+    """What every task takes; a task may add arguments of its own in a subclass."""
 
     task: str = field(metadata={"help": "What to train for."})
     train_file: str = field(metadata={"help": "csv, json, jsonl or parquet file, folder, or data set on the Hub."})
@@ -68,48 +64,3 @@ class TrainArguments:
             elif setting:
                 raise ValueError(f"--config-overrides: {setting!r} is not of the form field=value")
         return values
-
-
-class _Parser(HfArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(message)
-
-
-def parse_arguments(words: Sequence[str]) -> tuple[TrainArguments, TrainingArguments]:
-    """The words of a command line; if the first names a YAML file, its keys come first and later words win.
-
-    Raises ValueError or FileNotFoundError with one line that names the option.
-    """
-    if words and Path(words[0]).suffix in (".yaml", ".yml"):
-        words = [*_yaml_words(Path(words[0])), *words[1:]]
-    parser = _Parser((TrainArguments, TrainingArguments), allow_abbrev=False)
-    ours, theirs, unknown = parser.parse_args_into_dataclasses(
-        words, return_remaining_strings=True, look_for_args_file=False
-    )
-    if unknown:
-        names = ["--" + f.name.replace("_", "-") for kind in (TrainArguments, TrainingArguments) for f in fields(kind)]
-        close = difflib.get_close_matches(unknown[0].split("=")[0].replace("_", "-"), names, n=1)
-        meant = f"did you mean {close[0]}?" if close else "see baichuan-hf train --help-all"
-        raise ValueError(f"unknown argument {unknown[0]!r}; {meant}")
-    return ours, theirs
-
-
-def _yaml_words(path: Path) -> list[str]:
-    """{learning_rate: 1e-4, lora: true, label_names: [a, b]} -> --learning_rate=1e-4 --lora=true --label_names a b."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        settings, typed = yaml.load(text, yaml.BaseLoader), yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not valid YAML: {error}") from error
-    if not isinstance(settings, dict):
-        raise ValueError(f"{path}: expected lines of `option: value`")
-    words: list[str] = []
-    # Scalars stay as they are written, for argparse to convert: YAML would read `save_strategy: no` as False.
-    for key, value in settings.items():
-        if isinstance(value, list):
-            words += [f"--{key}", *map(str, value)]
-        elif isinstance(value, dict):
-            words.append(f"--{key}={json.dumps(typed[key])}")
-        elif typed[key] is not None:
-            words.append(f"--{key}={value}")
-    return words

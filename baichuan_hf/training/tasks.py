@@ -1,6 +1,8 @@
-"""The tasks of `baichuan-hf train`, by name."""
+"""The tasks of `baichuan-hf train`, by name. A task is a module with a function and, if it needs any, arguments."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 from transformers import TrainingArguments
 
@@ -8,11 +10,25 @@ from .arguments import TrainArguments
 from .classify import train_classifier
 
 
-TASKS: dict[str, Callable[[TrainArguments, TrainingArguments], dict[str, float]]] = {"classify": train_classifier}
+@dataclass(frozen=True)
+class Task:
+    """A recipe: from arguments to metrics, those of all_results.json."""
+
+    train: Callable[[Any, Any], dict[str, float]]
+    arguments: type[TrainArguments] = TrainArguments
+    training_arguments: type[TrainingArguments] = TrainingArguments
+
+
+TASKS: dict[str, Task] = {"classify": Task(train_classifier)}
+
+
+def find_task(name: str) -> Task:
+    """The task of that name. Raises ValueError if there is none."""
+    if name not in TASKS:
+        raise ValueError(f"--task {name!r}: unknown; there is {', '.join(TASKS)}")
+    return TASKS[name]
 
 
 def train(arguments: TrainArguments, training_arguments: TrainingArguments) -> dict[str, float]:
     """Run the recipe of --task and return its metrics. Raises ValueError for an unknown task."""
-    if arguments.task not in TASKS:
-        raise ValueError(f"--task {arguments.task!r}: unknown; there is {', '.join(TASKS)}")
-    return TASKS[arguments.task](arguments, training_arguments)
+    return find_task(arguments.task).train(arguments, training_arguments)
