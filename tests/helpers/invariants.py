@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -228,7 +228,7 @@ INVARIANTS: tuple[Callable[[Case], None], ...] = (
 SLOW_INVARIANTS = (check_generation, check_compiled)
 
 
-def check_invariants(config: BaichuanConfig, invariants: tuple[Callable[[Case], None], ...] = INVARIANTS) -> None:
+def check_invariants(config: BaichuanConfig, invariants: Iterable[Callable[[Case], None]] = INVARIANTS) -> None:
     """Raises an AssertionError for the first invariant that a model of this config breaks."""
     case = Case(copy.deepcopy(config))
     for invariant in invariants:

@@ -173,10 +173,10 @@ def fields_of(*values: Value) -> dict[str, Any]:
     return fields | {value.field: value.value for value in values}
 
 
-def build_config(*values: Value) -> BaichuanConfig | str:
+def build_config(*values: Value, **sizes: int) -> BaichuanConfig | str:
     """The config of these values together, or the message of the error that refuses them."""
     try:
-        return BaichuanConfig(**fields_of(*values))
+        return BaichuanConfig(**fields_of(*values) | sizes)
     except (ValueError, StrictDataclassError) as error:
         return str(error.__cause__ or error)
 

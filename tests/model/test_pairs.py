@@ -18,8 +18,10 @@ from tests.helpers import REPOSITORY, pairs
 from tests.helpers.invariants import (
     INVARIANTS,
     SLOW_INVARIANTS,
+    check_bfloat16,
     check_cache,
     check_future,
+    check_generation,
     check_invariants,
     check_padding,
     check_saved,
@@ -121,20 +123,38 @@ def test_pairs_generate_and_trace(name):
     assert not failures, "\n".join(failures)
 
 
-def configs(max_size: int = 12) -> st.SearchStrategy[tuple[Value, ...]]:
-    """Values of several different fields."""
-    values = st.sampled_from(all_values())
-    return st.lists(values, min_size=3, max_size=max_size, unique_by=lambda value: value.field).map(tuple)
+SIZES = {
+    "hidden_size": st.sampled_from([24, 40]),
+    "intermediate_size": st.sampled_from([24, 56]),
+    "num_hidden_layers": st.integers(1, 3),
+    "num_attention_heads": st.sampled_from([1, 3, 4, 6]),
+    "num_key_value_heads": st.sampled_from([1, 2, 3]),
+    "head_dim": st.sampled_from([5, 6, 16]),
+    "sliding_window": st.sampled_from([1, 2, 5, 30]),
+    "num_global_tokens": st.sampled_from([1, 5, 30]),
+    "projected_length": st.sampled_from([1, 30]),
+    "num_random_features": st.sampled_from([1, 7, 100]),
+    "num_local_experts": st.sampled_from([1, 2, 7]),
+    "relative_attention_num_buckets": st.sampled_from([3, 4, 9]),
+}
 
 
-def check_drawn(group: tuple[Value, ...], invariants) -> None:
-    """A whole config is refused by the name of one of its fields, or its model keeps the invariants."""
-    config = build_config(*group)
+def configs(max_values: int, max_sizes: int) -> st.SearchStrategy[tuple[tuple[Value, ...], dict[str, int]]]:
+    """Values of several different fields, and sizes that replace those of the pairs."""
+    values = st.lists(st.sampled_from(all_values()), max_size=max_values, unique_by=lambda value: value.field)
+    names = st.lists(st.sampled_from(list(SIZES)), max_size=max_sizes, unique=True)
+    sizes = names.flatmap(lambda chosen: st.fixed_dictionaries({name: SIZES[name] for name in chosen}))
+    return st.tuples(values.map(tuple), sizes)
+
+
+def check_drawn(values: tuple[Value, ...], sizes: dict[str, int], invariants) -> None:
+    """A whole config is refused by the names of two of its fields, or its model keeps the invariants."""
+    config = build_config(*values, **sizes)
     event("refused" if isinstance(config, str) else "built")
     if isinstance(config, str):
-        named = {name for value in group for name in (value.field, *value.needs) if name in config}
+        named = {name for name in BaichuanConfig.__dataclass_fields__ if name in config}
         assert len(named) > 1, config
-        assert WAY_OUT.search(config)
+        assert WAY_OUT.search(config), config
         return
     again = BaichuanConfig.from_dict(copy.deepcopy(config.to_dict()))
     assert again.to_dict() == config.to_dict()
@@ -142,13 +162,15 @@ def check_drawn(group: tuple[Value, ...], invariants) -> None:
 
 
 @settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
-@given(configs())
-def test_whole_configs(group):
-    check_drawn(group, (check_shape_and_dtype, check_padding, check_future, check_cache, check_saved))
+@given(configs(max_values=10, max_sizes=3))
+def test_whole_configs(drawn):
+    check_drawn(*drawn, (check_shape_and_dtype, check_padding, check_future, check_cache, check_saved))
 
 
 @pytest.mark.slow
 @settings(deadline=None, max_examples=1000, suppress_health_check=[HealthCheck.too_slow])
-@given(configs(max_size=24))
-def test_many_whole_configs(group):
-    check_drawn(group, INVARIANTS)
+@given(configs(max_values=16, max_sizes=5))
+def test_many_whole_configs(drawn):
+    # Rounding may send the tokens of a model with many experts and layers elsewhere.
+    invariants = [invariant for invariant in INVARIANTS if invariant is not check_bfloat16]
+    check_drawn(*drawn, [*invariants, check_generation])
