@@ -3,7 +3,9 @@
 import gzip
 import json
 import math
+import sqlite3
 import struct
+import zipfile
 import zlib
 from functools import partial
 from pathlib import Path
@@ -15,7 +17,7 @@ from datasets import Dataset
 from typer.testing import CliRunner
 
 from baichuan_hf import BaichuanConfig, BaichuanForCausalLM, BaichuanTokenizer, bundled_checkpoint
-from baichuan_hf.training.tiny import card, chat, corpus, evaluate, pretrain, sources
+from baichuan_hf.training.tiny import __main__, card, chat, corpus, evaluate, pretrain, readers
 from baichuan_hf.training.tiny.__main__ import app
 from baichuan_hf.training.tiny.sources import Source
 
@@ -51,7 +53,7 @@ def test_messages_are_read_in_either_language(tmp_path: Path):
         tables += struct.pack("<2I", len(text), start + len(texts))
         texts += text + b"\0"
     write(tmp_path / "zh_CN/LC_MESSAGES/a.mo", head + tables + texts)
-    read = partial(sources.read_messages, tmp_path)
+    read = partial(readers.read_messages, tmp_path)
     assert list(read(language="en")) == ["The first message of all\na single one of the messages"]
     assert list(read(language="zh")) == [f"{translations[1].decode()}\n{translations[2].decode()}"]
 
@@ -70,7 +72,7 @@ def test_novels_are_read_by_chapter(tmp_path: Path):
     strings = b"".join(b"\0\4\0\x09" + len(line).to_bytes(4, "big") + line for line in lines)
     stream = zlib.compress(b"X\n" + strings)
     write(tmp_path / "Rdata.rdb", (len(stream).to_bytes(4, "big") + stream) * 2)
-    chapters = list(sources.read_novels(tmp_path))
+    chapters = list(readers.read_novels(tmp_path))
     assert len(chapters) == 4
     assert "Emma Woodhouse, handsome, clever, and rich." in chapters[1]
 
@@ -82,19 +84,57 @@ def test_scripture_is_read_by_chapter(tmp_path: Path):
     stream = zlib.compress(book.encode())
     write(tmp_path / "ot.bzz", stream)
     write(tmp_path / "ot.bzs", struct.pack("<3I", 0, len(stream), len(book)))
-    assert list(sources.read_sword(tmp_path)) == ["", "In the beginning", "Thus"]
+    assert list(readers.read_sword(tmp_path)) == ["", "In the beginning", "Thus"]
 
 
 def test_pages_glosses_and_newspapers(tmp_path: Path):
     page = (
         "<html><head><title>x</title></head><body><h1>A</h1><p>b <b>c</b><pre>code</pre></p><script>s</script></body>"
     )
-    assert next(sources.read_pages(write(tmp_path / "a.html", page))).split() == ["A", "b", "c"]
+    assert next(readers.read_pages(write(tmp_path / "a.html", page))).split() == ["A", "b", "c"]
     gloss = '  1 licence\n00001740 03 n 02 ice_cream 0 frappe 0 001 ~ 00 n 0000 | frozen dessert; "an ice"  \n'
     folder = write(tmp_path / "wordnet/data.noun", gloss).parent
-    assert list(sources.read_glosses(folder)) == ['ice cream, frappe: frozen dessert; "an ice"']
+    assert list(readers.read_glosses(folder)) == ['ice cream, frappe: frozen dessert; "an ice"']
     words = "[中国/ns  政府/n]nt  １９９８年/t  。/w\n"
-    assert list(sources.read_tagged_newspaper(write(tmp_path / "199801.txt", words))) == ["中国政府１９９８年。"]
+    assert list(readers.read_tagged_newspaper(write(tmp_path / "199801.txt", words))) == ["中国政府１９９８年。"]
+
+
+def test_posts_are_rows_of_a_query(tmp_path: Path):
+    database = sqlite3.connect(tmp_path / "fun_content.db")
+    database.execute("CREATE TABLE jokes (content TEXT)")
+    database.executemany(
+        "INSERT INTO jokes VALUES (?)", [("甲：你好。<br/>乙：&ldquo;再见&rdquo;",), ("二",), ("三",)]
+    )
+    database.commit()
+    read = partial(readers.read_posts, tmp_path, query="SELECT content FROM jokes")
+    assert list(read()) == ["甲：你好。\n乙：“再见”", "二", "三"]
+    assert list(read(entries=2)) == ["甲：你好。\n乙：“再见”\n二", "三"]
+
+
+def test_stories_are_the_chapters_of_the_largest_file(tmp_path: Path):
+    contents = "<w:p><w:t>开始（1）——起 PAGEREF _1 </w:t></w:p>"
+    paragraphs = ["前言", "开始（1）——<w:t>起</w:t>", "他说：“1 &lt; 2。”", "开始（2）——落"]
+    chapters = "".join(f"<w:p>{paragraph}</w:p>" for paragraph in paragraphs)
+    for name, text in {"one.docx": chapters[:40], "all.docx": contents + chapters}.items():
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            archive.writestr("word/document.xml", text)
+    assert list(readers.read_stories(tmp_path)) == ["前言", "开始（1）——起\n他说：“1 < 2。”", "开始（2）——落\n"]
+
+
+def test_sayings_recipes_and_translations(tmp_path: Path):
+    with zipfile.ZipFile(tmp_path / "xiehouyu.zip", "w") as archive:
+        archive.writestr("xiehouyu.txt", "一丈厚的烧饼\t吃不透\n")
+    assert list(readers.read_sayings(tmp_path)) == ["一丈厚的烧饼——吃不透"]
+    dish = {
+        "description": "# 炒蛋\n![图](a.jpg)",
+        "steps": [{"description": "**打**蛋"}],
+        "additional_notes": ["趁热"],
+    }
+    write(tmp_path / "all_recipes.json", json.dumps([dish]))
+    assert next(readers.read_recipes(tmp_path)).split() == ["炒蛋", "图", "打蛋", "趁热"]
+    write(tmp_path / "tatoeba.tsv", '\ufeff1\t他"说话\t2\tHe talks.\n3\t他說話\t2\tHe talks.\n')
+    read = partial(readers.read_translations, tmp_path)
+    assert [*read(column=1), *read(column=3)] == ['他"说话', "He talks."]
 
 
 @pytest.fixture
@@ -116,7 +156,7 @@ def micro(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         made.append(
             Source(name, language, (package,), "MIT", lambda at: iter(json.loads((at / "rows.json").read_text())))
         )
-    for module in (corpus, card):
+    for module in (corpus, card, __main__):
         monkeypatch.setattr(module, "SOURCES", made)
     monkeypatch.setattr(corpus.build_corpus, "__defaults__", (made,))
     write(tmp_path / "unseen.txt", unseen)
@@ -210,6 +250,15 @@ def test_blocks_are_the_stream_of_documents(tokenizer: BaichuanTokenizer):
     stream = [token for text in texts for token in (*tokenizer(text)["input_ids"], tokenizer.eos_token_id)]
     blocks = list(pretrain.token_blocks(iter(texts), tokenizer, 8))
     assert np.concatenate(blocks).tolist() == stream[: len(stream) // 8 * 8]
+
+
+def test_blocks_repeat_the_sources_that_are_to_be(tmp_path: Path, tokenizer: BaichuanTokenizer):
+    corpus = tmp_path / "train.parquet"
+    Dataset.from_list([{"source": "a", "text": "first"}, {"source": "b", "text": "second"}]).to_parquet(corpus)
+    pretrain.build_blocks(corpus, tmp_path / "blocks.parquet", tokenizer, length=1, repeats={"b": 3})
+    ids = [row[0] for row in Dataset.from_parquet(str(tmp_path / "blocks.parquet"))["input_ids"]]
+    expected = [*tokenizer("first")["input_ids"], *3 * tokenizer("second")["input_ids"], *4 * [tokenizer.eos_token_id]]
+    assert sorted(ids) == sorted(expected)
 
 
 def test_chat_rows_teach_the_answer_only(tokenizer: BaichuanTokenizer):

@@ -14,6 +14,7 @@ from ...model.chat_templates import ASSISTANT_TOKEN_ID, USER_TOKEN_ID
 from ...model.modeling_baichuan import BaichuanForCausalLM
 from ...model.tokenization_baichuan import BaichuanTokenizer
 from . import card, chat, corpus, evaluate, pretrain, tokenizer
+from .sources import SOURCES
 
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
@@ -55,7 +56,8 @@ def blocks_command(
 ) -> None:
     """Turn the corpus into tokens: blocks to pre-train on, and rows to tune a chat on."""
     loaded, blocks, texts = load_tokenizer(work), work / "blocks/train.parquet", work / "corpus/train.parquet"
-    pretrain.build_blocks(texts, blocks, loaded, length=length)
+    repeats = {source.name: source.repeats for source in SOURCES}
+    pretrain.build_blocks(texts, blocks, loaded, length=length, repeats=repeats)
     rows = chat.build_chat_rows(
         texts, blocks, loaded, per_source=per_source, written_repeats=written_repeats, replay=replay
     )

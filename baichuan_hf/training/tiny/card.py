@@ -26,8 +26,8 @@ A language model of {parameters:.1f} million parameters, built like {family}
 and trained from scratch for the package `baichuan-hf`, so that everything in it can be tried offline. It continues a
 line of Chinese or English in words that hang together more than they make sense, answers a few questions about itself,
 and is a starting point for fine-tuning on small classification tasks. It knows no facts to rely on, and what it writes
-may be wrong or unpleasant: its texts are reviews, novels, scripture, laws and help pages as people wrote them,
-unfiltered.
+may be wrong or unpleasant: its texts are reviews, jokes, novels, scripture, laws and help pages as people wrote
+them, unfiltered.
 
 ```python
 import baichuan_hf
@@ -45,17 +45,19 @@ print(generate([{{"role": "user", "content": "你是谁？"}}])[0]["generated_te
 
 ## Texts
 
-| text | language | from | licence | bytes to train on | held out |
-|---|---|---|---|---:|---:|
+| text | language | from | licence | bytes to train on | times an epoch | held out |
+|---|---|---|---|---:|---:|---:|
 {texts}
-| all | | | | {train_bytes:,} | {valid_bytes:,} |
+| all | | | | {train_bytes:,} | | {valid_bytes:,} |
 
 Licences are those that the packages name. The film reviews come from IMDb and Rotten Tomatoes, the product reviews
-from Chinese shops, the newspaper is the People's Daily of January 1998; their authors are not named. Labels of reviews
-and tags of words were left behind. Lines that occur twice were dropped, and so were documents that share 24 characters
-in a row with a data set that this project measures on (ChnSentiCorp hotel reviews, EPRSTMT, CMRC 2018, Weibo NER,
-Multi30k, WikiText-2 and others). Chat tuning used {turns} written turns (`conversations.json`, Apache-2.0), questions
-made up for idioms, glosses, lyrics and reviews of the training part, mixed with plain text.
+from Chinese shops, the newspaper is the People's Daily of January 1998; jokes, diaries, quips and trick questions were
+collected from Chinese forums for a chat bot, and a language model answered the questions; their authors are not named.
+Labels of reviews and tags of words were left behind. Lines that occur twice were dropped, and so were documents that
+share 24 characters in a row with a data set that this project measures on (ChnSentiCorp hotel reviews, EPRSTMT, CMRC
+2018, Weibo NER, Multi30k, WikiText-2 and others). Chat tuning used {turns} written turns (`conversations.json`,
+Apache-2.0), turns made of idioms, glosses, lyrics, trick questions and reviews of the training part, mixed with plain
+text.
 
 ## Training
 
@@ -119,7 +121,7 @@ def write_card(name: str, work: Path) -> None:
         stage: max(log["learning_rate"] for log in state["log_history"] if "learning_rate" in log)
         for stage, state in states.items()
     }
-    registries = {source.name: f"{source.packages[0].split(':')[0]} " for source in SOURCES}
+    sources = {source.name: source for source in SOURCES}
     card = CARD.format(
         name=name,
         family=FAMILIES[config.position_embedding_type],
@@ -130,13 +132,15 @@ def write_card(name: str, work: Path) -> None:
             (
                 text["name"],
                 text["language"],
-                registries[text["name"]] + unquote(first) + (f" and {len(others)} more" if others else ""),
+                f"{source.packages[0].split(':')[0]} {unquote(first)}"
+                + (f" and {len(others)} more" if others else ""),
                 text["license"],
                 f"{text['train_bytes']:,}",
+                source.repeats,
                 f"{text['valid_bytes']:,}",
             )
             for text in corpus
-            for first, *others in [text["files"]]
+            for source, (first, *others) in [(sources[text["name"]], text["files"])]
         ),
         train_bytes=sum(text["train_bytes"] for text in corpus),
         valid_bytes=sum(text["valid_bytes"] for text in corpus),

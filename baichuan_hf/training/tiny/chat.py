@@ -11,7 +11,7 @@ from transformers import DataCollatorForSeq2Seq, PreTrainedModel, PreTrainedToke
 from transformers.trainer_utils import get_last_checkpoint
 
 from ...model.chat_templates import ASSISTANT_TOKEN_ID, USER_TOKEN_ID
-from .sources import IDIOM_FIELDS
+from .readers import IDIOM_FIELDS
 
 
 WRITTEN = Path(__file__).with_name("conversations.json")
@@ -28,7 +28,7 @@ def written_turns() -> Iterator[tuple[str, str]]:
 
 
 def corpus_turns(rows: Dataset, rng: random.Random) -> Iterator[tuple[str, str]]:
-    """Words and idioms explained, lyrics to a tune, short reviews: questions made up for texts of the corpus."""
+    """Words and idioms explained, lyrics to a tune, trick questions, short reviews: made of texts of the corpus."""
     labels = "|".join(IDIOM_FIELDS.values())
     for row in rows:
         lines = row["text"].splitlines()
@@ -45,6 +45,8 @@ def corpus_turns(rows: Dataset, rng: random.Random) -> Iterator[tuple[str, str]]
                 yield rng.choice(["写一首《{}》。", "按词牌{}填一首词。"]).format(lines[0]), "\n".join(lines[2:])
             case "product reviews":
                 yield rng.choice(["写一条商品评论。", "帮我写一条评论。"]), row["text"]
+            case "trick questions" if len(lines) > 1:
+                yield lines[0], "\n".join(lines[1:])
             case "film reviews":
                 yield rng.choice(["Write a film review.", "Write a short review of a film."]), lines[0]
 

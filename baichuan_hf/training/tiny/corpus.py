@@ -102,7 +102,7 @@ def build_corpus(work: Path, unseen_files: list[Path], sources: list[Source] = S
     report: list[dict[str, Any]] = []
     for source in track(sources, description="Reading sources"):
         folders = [download(package, work / "downloads") for package in source.packages]
-        counts = Counter[str]()
+        counts = Counter({f"{split}_{unit}": 0 for split in splits for unit in ("documents", "bytes")})
         for text in read_source(source, folders, unseen, known):
             split = "valid" if draw(text, "split") < HELD_OUT else "train"
             splits[split].append({"source": source.name, "language": source.language, "text": text})

@@ -44,9 +44,17 @@ def token_blocks(texts: Iterator[str], tokenizer: PreTrainedTokenizerBase, lengt
         stream = stream[whole:]
 
 
-def build_blocks(corpus: Path, target: Path, tokenizer: PreTrainedTokenizerBase, *, length: int) -> None:
-    """Write the blocks of a corpus, its documents in random order, as a parquet file with a column `input_ids`."""
-    texts = Dataset.from_parquet(str(corpus)).shuffle(seed=0)["text"]
+def build_blocks(
+    corpus: Path, target: Path, tokenizer: PreTrainedTokenizerBase, *, length: int, repeats: dict[str, int]
+) -> None:
+    """Write the blocks of a corpus, its documents in random order, as a parquet file with a column `input_ids`.
+
+    Args:
+        repeats: how often documents of a source occur, where it is not once.
+    """
+    documents = Dataset.from_parquet(str(corpus))
+    indices = [row for row, source in enumerate(documents["source"]) for _ in range(repeats.get(source, 1))]
+    texts = documents.select(indices).shuffle(seed=0)["text"]
     rows = ({"input_ids": block} for block in token_blocks(iter(texts), tokenizer, length))
     features = Features({"input_ids": Sequence(Value("uint16"), length=length)})
     target.parent.mkdir(parents=True, exist_ok=True)
