@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch.utils.data import Dataset
 from transformers import DataCollatorForLanguageModeling, Trainer, TrainingArguments
 
@@ -129,3 +130,22 @@ def test_language_modelling_collator(tmp_path):
     lengths = [len(row["input_ids"]) - 1 for row in rows]
     expected = sum(part.loss * n for part, n in zip(parts, lengths, strict=True)) / sum(lengths)
     assert torch.allclose(loss, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_label_smoothing_smooths_the_loss_of_the_next_token(tmp_path, lora):
+    """Trainer shifts the labels only of classes that it knows by name; of others it would smooth the wrong token."""
+    torch.manual_seed(0)
+    model = baichuan_hf.BaichuanForCausalLM(tiny_config(initializer_range=0.3))
+    if lora:
+        model = get_peft_model(model, LoraConfig(r=2))
+    arguments = TrainingArguments(str(tmp_path), label_smoothing_factor=0.1, use_cpu=True, report_to="none")
+    trainer = Trainer(model, arguments)
+    batch = {name: torch.stack([row[name] for row in Rows()]) for name in Rows()[0]}
+    with torch.no_grad():
+        loss = trainer.compute_loss(model, dict(batch))
+        logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    expected = torch.nn.functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), label_smoothing=0.1
+    )
+    torch.testing.assert_close(loss, expected)
