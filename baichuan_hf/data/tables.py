@@ -1,13 +1,18 @@
 """Rows from files, folders and the Hub, through `datasets`."""
 
+import re
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import datasets
 from datasets import Dataset, DatasetDict
 
 
-READERS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+READERS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".txt": "text"}
+# A cell is taken literally, and a text file is read whole, to be divided at its blank lines.
+READER_OPTIONS: dict[str, dict[str, Any]] = {"csv": {"keep_default_na": False}, "text": {"sample_by": "document"}}
 
 # One fixed seed: runs that differ in `--seed` are still measured on the same rows.
 SPLIT_SEED = 42
@@ -16,7 +21,8 @@ SPLIT_SEED = 42
 def load_splits(source: str) -> DatasetDict:
     """Every split of a file (one split, `train`), of a folder of such files, or of a data set on the Hub.
 
-    A cell of a CSV file is taken literally: "NA" and "None" are text, and an empty cell is the empty string.
+    A cell of a CSV file is taken literally: "NA" and "None" are text, and an empty cell is the empty string. A text
+    file has the column `text`, a row for what stands between blank lines.
     Raises FileNotFoundError or ValueError naming the source and what it may be.
     """
     path = Path(source).expanduser()
@@ -25,8 +31,7 @@ def load_splits(source: str) -> DatasetDict:
         if path.suffix.lower() not in READERS:
             raise ValueError(f"{source}: unknown extension {path.suffix!r}; a data file is one of {allowed}")
         reader = READERS[path.suffix.lower()]
-        options = {"keep_default_na": False} if reader == "csv" else {}
-        arguments = {"path": reader, "data_files": {"train": str(path)}, **options}
+        arguments = {"path": reader, "data_files": {"train": str(path)}, **READER_OPTIONS.get(reader, {})}
     elif path.is_dir():
         arguments = {"path": str(path)}
     elif path.suffix.lower() in READERS or path.is_absolute() or source.count("/") > 1:
@@ -34,7 +39,7 @@ def load_splits(source: str) -> DatasetDict:
     else:
         arguments = {"path": source}
     try:
-        return datasets.load_dataset(**arguments)
+        splits = datasets.load_dataset(**arguments)
     except (FileNotFoundError, ConnectionError) as error:
         raise FileNotFoundError(
             f"{source}: neither a file or folder here ({allowed}) nor a data set that the Hub would give: {error}"
@@ -43,14 +48,24 @@ def load_splits(source: str) -> DatasetDict:
         cause = error.__cause__ or error
         hint = "; save the file as UTF-8" if isinstance(cause, UnicodeDecodeError) else ""
         raise ValueError(f"{source}: cannot be read: {cause}{hint}") from error
+    if arguments["path"] == "text":
+        splits = splits.map(_paragraphs, batched=True, desc="Dividing at blank lines")
+    return splits
 
 
-def load_train_and_test(train_file: str, eval_file: str | None = None) -> DatasetDict:
+def _paragraphs(batch: dict[str, list[str]]) -> dict[str, list[str]]:
+    parts = (part for text in batch["text"] for part in re.split(r"\n\s*\n", text.strip("\n")))
+    return {"text": [part for part in parts if part.strip()]}
+
+
+def load_train_and_test(
+    train_file: str, eval_file: str | None = None, *, load: Callable[[str], DatasetDict] = load_splits
+) -> DatasetDict:
     """`train`, and `test` if there is one: the rows of `eval_file`, else the source's own validation or test split."""
-    splits = load_splits(train_file)
+    splits = load(train_file)
     if "train" not in splits:
         raise ValueError(f"{train_file}: has no split `train`; there are {', '.join(splits)}")
-    others = load_splits(eval_file) if eval_file else {name: splits[name] for name in splits if name != "train"}
+    others = load(eval_file) if eval_file else {name: splits[name] for name in splits if name != "train"}
     chosen = DatasetDict(train=splits["train"])
     for name in ("validation", "test", "train"):
         if name in others:
@@ -67,13 +82,17 @@ def require_columns(rows: Dataset, columns: dict[str, str], source: str) -> None
             raise ValueError(f"{source}: {option} {name!r} is not a column; there are {there}")
 
 
-def hold_out(rows: Dataset, fraction: float, *, by: str) -> DatasetDict:
-    """Split `rows` into `train` and `test` with equal shares of every class of the ClassLabel column `by`.
+def hold_out(rows: Dataset, fraction: float, *, by: str | None = None) -> DatasetDict:
+    """Split `rows` into `train` and `test`, if told with equal shares of every class of the ClassLabel column `by`.
 
     The same rows, order and fraction always give the same split.
     """
     if not 0 < fraction < 1:
         raise ValueError(f"--eval-fraction is {fraction}; it must lie between 0 and 1 (0 turns evaluation off)")
+    if by is None:
+        if not 1 <= round(len(rows) * fraction) < len(rows):
+            raise ValueError(f"--eval-fraction {fraction} of {len(rows)} rows leaves one side none; give --eval-file")
+        return rows.train_test_split(test_size=round(len(rows) * fraction), seed=SPLIT_SEED)
     names = rows.features[by].names
     counts = Counter(rows[by])
     if rare := [names[index] for index, count in counts.items() if count < 2]:

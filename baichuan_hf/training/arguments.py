@@ -16,7 +16,9 @@ class TrainArguments:
     """What every task takes; a task may add arguments of its own in a subclass."""
 
     task: str = field(metadata={"help": "What to train for."})
-    train_file: str = field(metadata={"help": "csv, json, jsonl or parquet file, folder, or data set on the Hub."})
+    train_file: str = field(
+        metadata={"help": "csv, json, jsonl, parquet or txt file, folder, or data set on the Hub."}
+    )
     model: str = option("Folder or Hub name of the model to start from, or `tiny`, the one that is bundled.", "tiny")
     from_scratch: bool = option(
         "Start from random weights; --model is then a preset, or a folder or Hub name whose config is taken.", False

@@ -8,6 +8,8 @@ from transformers import TrainingArguments
 
 from .arguments import TrainArguments
 from .classify import train_classifier
+from .language_model import LanguageModelArguments, fine_tune_chat, pretrain
+from .tag import TagArguments, train_tagger
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,12 @@ class Task:
     training_arguments: type[TrainingArguments] = TrainingArguments
 
 
-TASKS: dict[str, Task] = {"classify": Task(train_classifier)}
+TASKS: dict[str, Task] = {
+    "classify": Task(train_classifier),
+    "pretrain": Task(pretrain, LanguageModelArguments),
+    "sft": Task(fine_tune_chat, LanguageModelArguments),
+    "tag": Task(train_tagger, TagArguments),
+}
 
 
 def find_task(name: str) -> Task:

@@ -1,0 +1,215 @@
+"""`--task pretrain` and `--task sft`: the next token of plain text, and of what an assistant says."""
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from datasets import Dataset, DatasetDict, Features, Sequence, Value
+from transformers import (
+    AutoModelForCausalLM,
+    DataCollatorForSeq2Seq,
+    DataCollatorWithFlattening,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainingArguments,
+    default_data_collator,
+)
+
+from ..data.conversations import encode_conversation, to_messages
+from ..data.tables import SPLIT_SEED, load_train_and_test, require_columns
+from .arguments import TrainArguments, option
+from .trainer import add_adapters, check_output_dir, load_model, load_tokenizer, save_merged, train_and_save
+
+
+logger = logging.getLogger(__name__)
+
+TOKENS = Features({name: Sequence(Value("int32")) for name in ("input_ids", "labels", "position_ids")})
+
+
+@dataclass
+class LanguageModelArguments(TrainArguments):
+    """What the tasks of language models take besides."""
+
+    full_logits: bool = option(
+        "Hold the logits of a whole batch for the loss, as transformers does, instead of a part at a time.", False
+    )
+    packing: bool = option(
+        "--task sft: put the conversations of a batch into one row without padding; they do not see each other.", False
+    )
+
+
+class LanguageModelTrainer(Trainer):
+    """Trainer whose label smoothing goes with a loss in chunks, where there are no logits to smooth afterwards, and
+    leaves the loss of an evaluation, and so its perplexity, as it is."""
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        smoother: Any = self.label_smoother  # type: ignore[has-type]
+        in_chunks = getattr(self.accelerator.unwrap_model(model), "skip_logits", False)
+        if smoother is None or (model.training and not in_chunks):
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        if model.training:
+            inputs = inputs | {"label_smoothing": smoother.epsilon}
+        self.label_smoother = None
+        try:
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        finally:
+            self.label_smoother = smoother
+
+
+def pretrain(arguments: LanguageModelArguments, training_arguments: TrainingArguments) -> dict[str, float]:
+    """Train on plain text, from scratch or from a checkpoint.
+
+    The documents are joined, </s> behind each, and cut into rows of --max-length tokens; the documents of a row do
+    not see each other. Returns the metrics of all_results.json, among them `eval_loss` and `eval_perplexity`. Raises
+    ValueError or FileNotFoundError, naming the option or file, for what cannot be trained on.
+    """
+    check_output_dir(training_arguments, arguments)
+    tokenizer = load_tokenizer(arguments)
+    texts = load_texts(arguments)
+    rows = DatasetDict({name: pack_texts(split, tokenizer, arguments.max_length) for name, split in texts.items()})
+    if not len(rows["train"]):
+        raise ValueError(
+            f"{arguments.train_file}: holds fewer than --max-length {arguments.max_length} tokens; make it smaller"
+        )
+    return _train(arguments, training_arguments, tokenizer, rows, default_data_collator)
+
+
+def fine_tune_chat(arguments: LanguageModelArguments, training_arguments: TrainingArguments) -> dict[str, float]:
+    """Train on conversations, on what the assistant says in them.
+
+    Returns and raises what `pretrain` does.
+    """
+    check_output_dir(training_arguments, arguments)
+    tokenizer = load_tokenizer(arguments)
+    splits = _with_eval_rows(load_train_and_test(arguments.train_file, arguments.eval_file), arguments)
+    sources = {"train": arguments.train_file, "test": arguments.eval_file or arguments.train_file}
+    rows = DatasetDict(
+        {name: encode_chats(split, tokenizer, arguments, sources[name]) for name, split in splits.items()}
+    )
+    collate: Callable[..., Any] = DataCollatorForSeq2Seq(tokenizer)
+    if arguments.packing:
+        collate = DataCollatorWithFlattening()
+    return _train(arguments, training_arguments, tokenizer, rows, collate)
+
+
+def _train(
+    arguments: LanguageModelArguments,
+    training_arguments: TrainingArguments,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: DatasetDict,
+    collate: Callable[..., Any],
+) -> dict[str, float]:
+    def load() -> Any:
+        model = load_model(AutoModelForCausalLM, arguments, training_arguments, tokenizer=tokenizer, use_cache=False)
+        if hasattr(model, "skip_logits"):
+            model.skip_logits = not arguments.full_logits
+        return model
+
+    # The logits of a whole evaluation would not fit; the loss is all that is asked for.
+    training_arguments.prediction_loss_only = True
+    trainer = LanguageModelTrainer(
+        model=add_adapters(load(), arguments, task_type="CAUSAL_LM"),
+        args=training_arguments,
+        train_dataset=rows["train"],
+        eval_dataset=rows.get("test"),
+        processing_class=tokenizer,
+        data_collator=collate,
+    )
+    metrics = train_and_save(trainer, arguments, pipeline_tag="text-generation")
+    if "eval_loss" in metrics:
+        metrics["eval_perplexity"] = math.exp(min(metrics["eval_loss"], 700))
+        trainer.save_metrics("eval", {"eval_perplexity": metrics["eval_perplexity"]})
+    if arguments.merge and trainer.is_world_process_zero():
+        arguments.lora = arguments.qlora = arguments.merge = False
+        save_merged(load(), tokenizer, str(training_arguments.output_dir))
+    return metrics
+
+
+def load_texts(arguments: TrainArguments) -> DatasetDict:
+    """`train` and, unless --eval-fraction is 0, `test`, with the one column `text`; empty rows are left out."""
+    splits = load_train_and_test(arguments.train_file, arguments.eval_file)
+    for name, split in splits.items():
+        source = arguments.eval_file if name == "test" and arguments.eval_file else arguments.train_file
+        require_columns(split, {"--text-column": arguments.text_column}, source)
+        texts = split.select_columns(arguments.text_column)
+        if arguments.text_column != "text":
+            texts = texts.rename_column(arguments.text_column, "text")
+        splits[name] = texts.filter(lambda row: bool(row["text"] and row["text"].strip()), desc="Dropping empty rows")
+        if not len(splits[name]):
+            raise ValueError(f"{source}: column {arguments.text_column!r} holds no text")
+    return _with_eval_rows(splits, arguments)
+
+
+def _with_eval_rows(splits: DatasetDict, arguments: TrainArguments) -> DatasetDict:
+    if "test" in splits or not arguments.eval_fraction:
+        return splits
+    if not 0 < arguments.eval_fraction < 1:
+        raise ValueError(
+            f"--eval-fraction is {arguments.eval_fraction}; it must lie between 0 and 1 (0 turns evaluation off)"
+        )
+    if len(splits["train"]) < 2:
+        raise ValueError(
+            f"{arguments.train_file}: one row cannot be divided; give --eval-file, or --eval-fraction 0 to train"
+            " without evaluation"
+        )
+    return splits["train"].train_test_split(test_size=arguments.eval_fraction, seed=SPLIT_SEED)
+
+
+def pack_texts(texts: Dataset, tokenizer: PreTrainedTokenizerBase, length: int) -> Dataset:
+    """Rows of exactly `length` tokens from the stream of all texts, </s> behind each; what is left over is dropped.
+
+    `position_ids` restart with every text, by which the model keeps them apart, and the first token of a text is no
+    label: nothing that it could be told from is seen.
+    """
+
+    def encode(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
+        encoded = tokenizer(batch["text"], return_attention_mask=False, verbose=False)["input_ids"]
+        return {"input_ids": [[*ids, tokenizer.eos_token_id] for ids in encoded]}
+
+    def cut(batch: dict[str, list[list[int]]]) -> dict[str, list[list[int]]]:
+        ids = [token for text in batch["input_ids"] for token in text]
+        places = [place for text in batch["input_ids"] for place in range(len(text))]
+        rows: dict[str, list[list[int]]] = {name: [] for name in TOKENS}
+        for start in range(0, len(ids) - length + 1, length):
+            row, row_places = ids[start : start + length], places[start : start + length]
+            rows["input_ids"].append(row)
+            rows["labels"].append([token if place else -100 for token, place in zip(row, row_places, strict=True)])
+            # A text that began in the row before goes on at 0: it is a text of its own here.
+            rows["position_ids"].append([min(place, column) for column, place in enumerate(row_places)])
+        return rows
+
+    encoded = texts.map(encode, batched=True, remove_columns=texts.column_names, desc="Tokenizing")
+    # What is left over of a batch is lost: large ones lose little.
+    return encoded.map(cut, batched=True, batch_size=10_000, features=TOKENS, desc="Packing")
+
+
+def encode_chats(rows: Dataset, tokenizer: PreTrainedTokenizerBase, arguments: TrainArguments, source: str) -> Dataset:
+    """`input_ids` and `labels` of conversations, cut to --max-length; those where the assistant then says nothing are
+    left out. What was cut or left out is reported."""
+
+    def encode(row: dict[str, Any]) -> dict[str, Any]:
+        try:
+            encoded = encode_conversation(to_messages(row), tokenizer)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{source}: {error}") from error
+        whole = len(encoded["input_ids"])
+        return {name: ids[: arguments.max_length] for name, ids in encoded.items()} | {"whole": whole}
+
+    encoded = rows.map(encode, remove_columns=rows.column_names, desc="Tokenizing")
+    cut = sum(whole > arguments.max_length for whole in encoded["whole"])
+    said = encoded.filter(lambda row: any(label != -100 for label in row["labels"]), desc="Dropping silent rows")
+    if cut or len(said) < len(encoded):
+        logger.warning(
+            "%s: %d of %d conversations are cut to --max-length %d tokens; %d in which the assistant then says nothing"
+            " are left out",
+            source,
+            cut,
+            len(encoded),
+            arguments.max_length,
+            len(encoded) - len(said),
+        )
+    if not len(said):
+        raise ValueError(f"{source}: in none of {len(encoded)} conversations does the assistant say anything")
+    return said.remove_columns("whole")
