@@ -121,7 +121,10 @@ def test_stories_are_the_chapters_of_the_largest_file(tmp_path: Path):
     assert list(readers.read_stories(tmp_path)) == ["前言", "开始（1）——起\n他说：“1 < 2。”", "开始（2）——落\n"]
 
 
-def test_sayings_recipes_and_translations(tmp_path: Path):
+def test_sayings_jargon_recipes_and_translations(tmp_path: Path):
+    header, row = "word\tindustry\taliases\tplain\tfunny\texample", '闭环\tit\t\t"从头到尾\t别漏了\t要闭环→要做完'
+    write(tmp_path / "it_generated.tsv", f"{header}\n{row}\n")
+    assert list(readers.read_jargon(tmp_path)) == ['闭环："从头到尾 别漏了 要闭环→要做完']
     with zipfile.ZipFile(tmp_path / "xiehouyu.zip", "w") as archive:
         archive.writestr("xiehouyu.txt", "一丈厚的烧饼\t吃不透\n")
     assert list(readers.read_sayings(tmp_path)) == ["一丈厚的烧饼——吃不透"]

@@ -52,7 +52,8 @@ print(generate([{{"role": "user", "content": "你是谁？"}}])[0]["generated_te
 
 Licences are those that the packages name. The film reviews come from IMDb and Rotten Tomatoes, the product reviews
 from Chinese shops, the newspaper is the People's Daily of January 1998; jokes, diaries, quips and trick questions were
-collected from Chinese forums for a chat bot, and a language model answered the questions; their authors are not named.
+collected from Chinese forums for a chat bot; their authors are not named. A language model answered the questions and
+explained the jargon.
 Labels of reviews and tags of words were left behind. Lines that occur twice were dropped, and so were documents that
 share 24 characters in a row with a data set that this project measures on (ChnSentiCorp hotel reviews, EPRSTMT, CMRC
 2018, Weibo NER, Multi30k, WikiText-2 and others). Chat tuning used {turns} written turns (`conversations.json`,

@@ -184,6 +184,15 @@ def read_translations(folder: Path, *, column: int) -> Iterator[str]:
         return _grouped(list(dict.fromkeys(row[column] for row in rows if is_simplified(row[column]))))
 
 
+def read_jargon(folder: Path) -> Iterator[str]:
+    """What a word of offices and shops means, the same in jest, and a sentence put into plain words."""
+    for file in sorted(folder.rglob("*_generated.tsv")):
+        with file.open(encoding="utf-8", newline="") as table:
+            rows = csv.DictReader(table, delimiter="\t", quoting=csv.QUOTE_NONE)
+            lines = [f"{row['word']}：{row['plain']} {row['funny']} {row['example']}" for row in rows]
+        yield from _grouped(lines)
+
+
 def is_simplified(text: str) -> bool:
     """GB 2312 has no traditional characters."""
     try:

