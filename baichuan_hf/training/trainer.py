@@ -23,6 +23,8 @@ from transformers.utils import is_bitsandbytes_available
 from ..checkpoints import resolve_model
 from ..model.configuration_baichuan import BaichuanConfig, list_presets
 from .arguments import TrainArguments
+from .plot import plot_history
+from .watch import watch_loss
 
 
 # Kept in full precision under --qlora: a head that starts from random weights must be trained itself.
@@ -153,9 +155,10 @@ def check_output_dir(training_arguments: TrainingArguments, arguments: TrainArgu
 def train_and_save(trainer: Trainer, arguments: TrainArguments, *, pipeline_tag: str) -> dict[str, float]:
     """Train, evaluate where there are rows for it, and write what transformers' example scripts write.
 
-    Into --output-dir: model (or adapter) and tokenizer, all_results.json, trainer_state.json, README.md. Returns the
-    metrics of all_results.json.
+    Into --output-dir: model (or adapter) and tokenizer, all_results.json, trainer_state.json, loss.png, README.md.
+    Returns the metrics of all_results.json. Raises NonFiniteLossError at the first loss that is no number.
     """
+    watch_loss(trainer)
     metrics = trainer.train(resume_from_checkpoint=checkpoint_to_resume(trainer.args, trainer.model)).metrics
     trainer.save_model()
     trainer.save_metrics("train", metrics)
@@ -164,6 +167,8 @@ def train_and_save(trainer: Trainer, arguments: TrainArguments, *, pipeline_tag:
         trainer.save_metrics("eval", evaluation)
         metrics |= evaluation
     trainer.save_state()
+    if trainer.is_world_process_zero():
+        plot_history(trainer.state.log_history, Path(str(trainer.args.output_dir)) / "loss.png")
     card: dict[str, Any] = {"tasks": pipeline_tag, "dataset": Path(arguments.train_file).name}
     if trainer.args.push_to_hub:
         trainer.push_to_hub(**card)

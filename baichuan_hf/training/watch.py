@@ -1,0 +1,70 @@
+"""Stops a run whose loss is no number any more, and says where that began."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer
+
+
+class NonFiniteLossError(FloatingPointError):
+    """The loss of a batch is NaN or infinite."""
+
+
+def watch_loss(trainer: Trainer) -> None:
+    """Let `trainer` raise `NonFiniteLossError` as soon as a loss is NaN or infinite.
+
+    Trainer itself trains on, its weights lost at the first step, and writes an average into the log instead.
+    """
+    compute_loss = trainer.compute_loss
+
+    def compute_and_check(model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        result = compute_loss(model, inputs, *args, **kwargs)
+        loss = result[0] if isinstance(result, tuple) else result
+        if not torch.isfinite(loss).all():
+            place = first_non_finite(model, inputs)
+            raise NonFiniteLossError(
+                f"the loss is {loss.item()} at step {trainer.state.global_step}: {place}. {_advice(trainer)}"
+            )
+        return result
+
+    trainer.compute_loss = compute_and_check
+
+
+@torch.no_grad()
+def first_non_finite(model: nn.Module, inputs: dict[str, Any]) -> str:
+    """Which weight, or which module's output, is the first that is NaN or infinite, in the order of computation."""
+    for name, parameter in model.named_parameters():
+        if not _is_finite(parameter):
+            return f"the weight {name} is no number any more"
+    found: list[str] = []
+    names = {module: name or "the model" for name, module in model.named_modules()}
+
+    def check(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if not found and not _is_finite(output) and _is_finite((args, kwargs)):
+            found.append(f"{names[module]} ({type(module).__name__}) gives it from inputs that are finite")
+
+    hooks = [module.register_forward_hook(check, with_kwargs=True) for module in names]
+    try:
+        model(**{name: value for name, value in inputs.items() if name != "num_items_in_batch"})
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found[0] if found else "every module gives finite numbers; has the batch a label that is not -100?"
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether no tensor in `value` holds NaN or infinity."""
+    if isinstance(value, Tensor):
+        return not value.is_floating_point() or bool(torch.isfinite(value).all())
+    if isinstance(value, dict):
+        return all(map(_is_finite, value.values()))
+    return all(map(_is_finite, value)) if isinstance(value, list | tuple) else True
+
+
+def _advice(trainer: Trainer) -> str:
+    precision = "--bf16 true instead of --fp16, " if trainer.args.fp16 else ""
+    return (
+        f"Try {precision}a smaller --learning-rate (now {trainer.args.learning_rate:g}), --warmup-steps, or"
+        " --max-grad-norm 1; go on from the last checkpoint with --resume-from-checkpoint true."
+    )
