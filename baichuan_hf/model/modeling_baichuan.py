@@ -569,6 +569,10 @@ class BaichuanForSequenceClassification(BaichuanPreTrainedModel):
     """Classifies a text, by one label, several, or a number: from the hidden state of its last token, in an encoder
     from that of its first, pooled if the config has a pooling layer."""
 
+    # The loss is the mean over a batch, which Trainer must divide where it accumulates batches: it would take the
+    # **kwargs of `forward` for a sign that the model does.
+    accepts_loss_kwargs = False
+
     def __init__(self, config: BaichuanConfig) -> None:
         super().__init__(config)
         self.num_labels = config.num_labels
@@ -664,6 +668,8 @@ class BaichuanForSequenceClassification(BaichuanPreTrainedModel):
 class BaichuanForTokenClassification(GenericForTokenClassification, BaichuanPreTrainedModel):
     """Labels every token: `logits` (B, T, num_labels)."""
 
+    accepts_loss_kwargs = False  # as above
+
     def __init__(self, config: BaichuanConfig) -> None:
         # Not the mixin's constructor: it needs a registered class, which remote code is not.
         super(GenericForTokenClassification, self).__init__(config)
@@ -719,6 +725,8 @@ class BaichuanForImageClassification(BaichuanPreTrainedModel):
     """Classifies an image, cut into patches that are an encoder's tokens behind a class token (ViT)."""
 
     main_input_name = "pixel_values"
+
+    accepts_loss_kwargs = False  # as above
 
     def __init__(self, config: BaichuanConfig) -> None:
         super().__init__(config)

@@ -99,6 +99,16 @@ def test_best_model_is_kept(checkpoint, reviews_csv, tmp_path):
     assert all(torch.equal(kept[name], best[name]) for name in best)
 
 
+def test_accumulated_batches_equal_one(checkpoint, reviews_csv, tmp_path):
+    arguments, weights = ours(reviews_csv, model=str(checkpoint)), []
+    for size, steps in ((4, 1), (1, 4)):
+        settings = {"per_device_train_batch_size": size, "gradient_accumulation_steps": steps, "optim": "sgd"}
+        train(arguments, theirs(tmp_path / str(size), max_steps=1, max_grad_norm=0, **settings))
+        weights.append(load_file(tmp_path / str(size) / "model.safetensors"))
+    for name in weights[0]:
+        torch.testing.assert_close(weights[0][name], weights[1][name], atol=1e-6, rtol=1e-5)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_interrupted_and_resumed_equals_uninterrupted(checkpoint, reviews_csv, tmp_path, monkeypatch, method):
     arguments = ours(reviews_csv, model=str(checkpoint), **method)
