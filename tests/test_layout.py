@@ -76,6 +76,7 @@ CLI_OPTIONS = {
         "--max-seconds",
         "--num-hidden-layers",
         "--picture",
+        "--rounds",
         "--rows",
         "--seeds",
         "--steps",

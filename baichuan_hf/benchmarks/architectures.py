@@ -30,8 +30,8 @@ from .variants import Settings, Variant, build_config, list_variants
 
 # Steps that one point of a curve is the mean of.
 CURVE_STEPS = 25
-# Timing: rounds over all variants, steps of each in a round.
-ROUNDS, STEPS_PER_ROUND = 15, 5
+# Timing: steps of each variant in a round.
+STEPS_PER_ROUND = 5
 
 
 class Run(NamedTuple):
@@ -55,6 +55,7 @@ def compare(
     axes: Sequence[str] | None = None,
     device: torch.device,
     workers: int = 1,
+    rounds: int = 15,
     max_seconds: float = math.inf,
     command: str = "",
     report: Callable[[str], None] = print,
@@ -68,6 +69,7 @@ def compare(
         axes: components to compare; by default all.
         device: where to train.
         workers: processes that train at the same time.
+        rounds: of timing the steps, over the variants of a component in turns; 0 leaves it out.
         max_seconds: start no run after so long.
         command: written into every row.
         report: called with a line for each finished run.
@@ -88,10 +90,10 @@ def compare(
     timed = {row["variant"] for row in read_rows(companion(rows, "speed"))}
     for axis in dict.fromkeys(variant.axis for variant in variants.values() if variant.changes):
         group = [variant for variant in list_variants(settings) if variant.axis == axis]
-        if not timed.issuperset(variant.key for variant in group if variant.changes):
+        if rounds and not timed.issuperset(variant.key for variant in group if variant.changes):
             report(f"timing {axis}")
             chosen = {variant.key: configs[variant.key] for variant in group}
-            append_rows(companion(rows, "speed"), time_steps(chosen, corpus, settings, device, origin))
+            append_rows(companion(rows, "speed"), time_steps(chosen, corpus, settings, device, origin, rounds))
 
     failed: list[str] = []
     tried: set[Run] = set()
@@ -156,6 +158,7 @@ def time_steps(
     settings: Settings,
     device: torch.device,
     origin: dict[str, str],
+    rounds: int,
 ) -> list[dict[str, Any]]:
     """Milliseconds of a training step of each variant and of the baseline, which comes first in `configs`: medians
     over rounds in which all have their turn."""
@@ -164,7 +167,7 @@ def time_steps(
         key: Learner(config, settings, learning_rate=0.0, seed=0, device=device) for key, config in configs.items()
     }
     actions = {key: partial(learner.step, batch) for key, learner in learners.items()}
-    times = interleaved(actions, device, rounds=ROUNDS, repeats=STEPS_PER_ROUND)
+    times = interleaved(actions, device, rounds=rounds, repeats=STEPS_PER_ROUND)
     baseline = next(iter(times))
     return [
         {
@@ -236,5 +239,7 @@ def _name(run: Run) -> str:
 
 
 def _describe(settings: Settings) -> str:
-    # Without the number of seeds: more of them may be added later.
-    return json.dumps({name: value for name, value in asdict(settings).items() if name != "seeds"})
+    # Without what may grow later.
+    return json.dumps(
+        {name: value for name, value in asdict(settings).items() if name not in ("seeds", "learning_rates")}
+    )

@@ -55,8 +55,8 @@ class Summary:
 
     @property
     def spread(self) -> float:
-        """Standard deviation over the seeds; nan of a single one."""
-        return statistics.stdev(self.bits) if len(self.bits) > 1 else math.nan
+        """Standard deviation over the seeds; nan of a single one, or where training diverged."""
+        return statistics.stdev(self.bits) if len(self.bits) > 1 and math.isfinite(self.mean) else math.nan
 
 
 def summarize(rows: Path) -> list[Summary]:
@@ -189,5 +189,4 @@ def draw_architectures(rows: Path, picture: Path) -> None:
 
 
 def _settings(rows: list[dict[str, str]]) -> Settings:
-    values = json.loads(rows[0]["settings"])
-    return Settings(**{**values, "learning_rates": tuple(values["learning_rates"])})
+    return Settings(**json.loads(rows[0]["settings"]))

@@ -46,6 +46,7 @@ def architectures(
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each variant, at its best rate.")] = 3,
     workers: Annotated[int, typer.Option(min=1, help="Processes that train at the same time.")] = 1,
+    rounds: Annotated[int, typer.Option(min=0, help="Of timing the steps; 0 leaves it out.")] = 15,
     max_seconds: Annotated[float, typer.Option(help="Start no run after so long; go on with the same command.")] = (
         math.inf
     ),
@@ -78,6 +79,7 @@ def architectures(
         axes=axis,
         device=_device(device),
         workers=workers,
+        rounds=rounds,
         max_seconds=max_seconds,
         command=_command(),
     )

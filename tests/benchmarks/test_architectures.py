@@ -27,7 +27,6 @@ def rows(corpus, settings, tmp_path_factory):
     """A finished comparison of norms, which was cut after its first run."""
     path = tmp_path_factory.mktemp("rows") / "architectures.csv"
     monkeypatch = pytest.MonkeyPatch()
-    monkeypatch.setattr(architectures, "ROUNDS", 1)
     monkeypatch.setattr(architectures, "STEPS_PER_ROUND", 1)
     finished = []
 
@@ -37,10 +36,13 @@ def rows(corpus, settings, tmp_path_factory):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        compare(path, corpus, settings, axes=["norm"], device=CPU, report=interrupt)
+        compare(path, corpus, settings, axes=["norm"], rounds=1, device=CPU, report=interrupt)
     assert len(read_rows(path)) == 1
     lines = []
-    assert compare(path, corpus, settings, axes=["norm"], device=CPU, report=lines.append, command="again") == []
+    assert (
+        compare(path, corpus, settings, axes=["norm"], rounds=1, device=CPU, report=lines.append, command="again")
+        == []
+    )
     assert len(lines) == 5  # of six runs
     monkeypatch.undo()
     return path
@@ -52,6 +54,8 @@ def test_an_interrupted_comparison_goes_on_and_a_finished_one_ends_at_once(rows,
     assert [row["command"] for row in read_rows(rows)] == ["", *["again"] * 5]
     before = rows.read_text()
     compare(rows, corpus, settings, axes=["norm"], device=CPU, report=pytest.fail)
+    more_seeds = architectures.replace(settings, seeds=3)
+    assert [run.seed for run in missing_runs(["baseline"], more_seeds, read_rows(rows))] == [2]
     assert rows.read_text() == before
 
 
@@ -105,7 +109,6 @@ def test_diverged_rates_are_not_chosen(settings):
 
 
 def test_a_run_that_fails_is_reported_and_the_others_go_on(corpus, settings, tmp_path, monkeypatch):
-    monkeypatch.setattr(architectures, "ROUNDS", 1)
     real = architectures.build_config
 
     def broken(settings, variant):
@@ -115,8 +118,7 @@ def test_a_run_that_fails_is_reported_and_the_others_go_on(corpus, settings, tmp
         return config
 
     monkeypatch.setattr(architectures, "build_config", broken)
-    monkeypatch.setattr(architectures, "time_steps", lambda *_: [])
-    failed = compare(tmp_path / "x.csv", corpus, settings, axes=["norm"], device=CPU, report=lambda _: None)
+    failed = compare(tmp_path / "x.csv", corpus, settings, axes=["norm"], rounds=0, device=CPU, report=lambda _: None)
     assert len(failed) == 2
     assert all("norm: layer_norm" in line and "vocab_size" in line for line in failed)
     assert {row["variant"] for row in read_rows(tmp_path / "x.csv")} == {"baseline"}

@@ -2,8 +2,6 @@
 
 import pytest
 
-from baichuan_hf.benchmarks import architectures
-
 
 CASES = ["architectures", "ratio", "scaling"]
 
@@ -15,8 +13,7 @@ def test_help_of_every_case_has_an_example(run, case):
     assert f"Example: baichuan-hf bench {case}" in result.stdout
 
 
-def test_architectures_writes_rows_and_prints_tables(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(architectures, "ROUNDS", 1)
+def test_architectures_writes_rows_and_prints_tables(run, tmp_path):
     (tmp_path / "text.txt").write_text("".join(f"{number} bottles of beer on the wall.\n" for number in range(700)))
     sizes = {"steps": 2, "batch-size": 2, "length": 8, "hidden-size": 64, "num-hidden-layers": 2, "deep-layers": 3}
     words = [word for name, value in sizes.items() for word in (f"--{name}", value)]
