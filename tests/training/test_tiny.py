@@ -145,10 +145,10 @@ def micro(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A work folder whose packages are there already: two short texts in place of `SOURCES`."""
     reviews = [f"第{n}家饭馆的菜做得很好吃，服务员也热情，下次还来。" for n in range(300)]
     glosses = [f"word{n}, term{n}: a thing of the kind number {n} that one can look up in a book" for n in range(300)]
-    unseen = "这是一条留给以后测量用的评论，任何模型在训练的时候都不应该看到它。"
+    unseen = "这是一条留给以后测量用的评论，任何模型在训练的１０００步里都不应该看到它。"
     repeated = "A line that stands in each and every document of this text"
     texts = {
-        "product reviews": ("zh", [*reviews, reviews[0], f"前面还有几个字，{unseen}"]),
+        "product reviews": ("zh", [*reviews, reviews[0], f"前面还有几个字，{unseen}", unseen[3:22]]),
         "WordNet glosses": ("en", [f"{repeated}\n{gloss}" for gloss in glosses]),
     }
     made = []
@@ -180,7 +180,7 @@ def test_corpus_is_split_deduplicated_and_free_of_unseen_text(micro: Path):
     assert not set(train["text"]) & set(valid["text"])
     texts = [*train["text"], *valid["text"]]
     assert len(texts) == len(set(texts)) == 600
-    assert not any("留给以后测量" in text for text in texts)
+    assert not any("留给以后" in text for text in texts)
     assert sum("each and every document" in text for text in texts) == 1
     report = json.loads((micro / "corpus/sources.json").read_text())
     assert sum(row["train_documents"] for row in report) == len(train)

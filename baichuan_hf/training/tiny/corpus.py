@@ -22,7 +22,8 @@ from .sources import SOURCES, Source
 HELD_OUT = 1 / 150
 # Characters of the shortest document, and of the shortest line that may not occur twice: names and titles may.
 MIN_CHARACTERS = 16
-# Documents that share a run of this many characters with an unseen text are dropped.
+# Documents that share a run of this many characters with an unseen text are dropped, and so are shorter ones that it
+# contains.
 OVERLAP = 24
 
 _FULL_WIDTH = {
@@ -65,10 +66,23 @@ def clean(document: str) -> str:
     return "\n".join(line for line in lines if line)
 
 
-def windows(text: str) -> Iterator[str]:
-    """Every run of OVERLAP characters of a text, blanks aside."""
-    text = re.sub(r"\s", "", text)
-    return (text[start : start + OVERLAP] for start in range(len(text) - OVERLAP + 1))
+class Unseen:
+    """Texts that must stay unseen, blanks aside."""
+
+    def __init__(self, texts: list[str]) -> None:
+        self.text = "\n".join(re.sub(r"\s", "", text) for text in texts)
+        self.windows = {hash(window) for window in self._windows(self.text)}
+
+    def overlaps(self, document: str) -> bool:
+        """Whether they share a run of OVERLAP characters with the document, or contain all of a shorter one."""
+        document = re.sub(r"\s", "", document)
+        if len(document) < OVERLAP:
+            return document in self.text
+        return any(hash(window) in self.windows for window in self._windows(document))
+
+    @staticmethod
+    def _windows(text: str) -> Iterator[str]:
+        return (text[start : start + OVERLAP] for start in range(len(text) - OVERLAP + 1))
 
 
 def draw(text: str, purpose: str) -> float:
@@ -76,7 +90,7 @@ def draw(text: str, purpose: str) -> float:
     return zlib.crc32(f"{purpose}\n{text}".encode()) / 2**32
 
 
-def read_source(source: Source, folders: list[Path], unseen: set[int], known: set[int]) -> Iterator[str]:
+def read_source(source: Source, folders: list[Path], unseen: Unseen, known: set[int]) -> Iterator[str]:
     """The documents of a source, without long lines that are in `known` (it grows), and without documents that overlap
     `unseen`."""
     for folder in folders:
@@ -86,7 +100,7 @@ def read_source(source: Source, folders: list[Path], unseen: set[int], known: se
             text = "\n".join(lines)
             if len(text) < MIN_CHARACTERS or draw(text, "fraction") >= source.fraction:
                 continue
-            if not any(hash(window) in unseen for window in windows(text)):
+            if not unseen.overlaps(text):
                 yield text
 
 
@@ -96,7 +110,7 @@ def build_corpus(work: Path, unseen_files: list[Path], sources: list[Source] = S
     Args:
         unseen_files: texts that later measurements need unseen, as files of any text format.
     """
-    unseen = {hash(window) for file in unseen_files for window in windows(file.read_text(encoding="utf-8"))}
+    unseen = Unseen([clean(file.read_text(encoding="utf-8")) for file in unseen_files])
     known: set[int] = set()
     splits: dict[str, list[dict[str, str]]] = {"train": [], "valid": []}
     report: list[dict[str, Any]] = []
