@@ -84,4 +84,6 @@ class BaichuanDecoderLayer(GradientCheckpointingLayer):
     def _add(self, residual: Tensor, output: Tensor, norm: nn.Module) -> Tensor:
         if self.residual_scale != 1.0:
             residual = residual * self.residual_scale
-        return self.residual.add(residual, self.dropout(output), norm)
+        if self.training:
+            output = self.dropout(output)
+        return self.residual.add(residual, output, norm)
