@@ -9,6 +9,8 @@ from transformers import TrainingArguments
 from .arguments import TrainArguments
 from .classify import train_classifier
 from .language_model import LanguageModelArguments, fine_tune_chat, pretrain
+from .masked_language_model import MaskedLanguageModelArguments, train_masked_language_model
+from .question_answering import QuestionArguments, train_question_answering
 from .tag import TagArguments, train_tagger
 
 
@@ -23,9 +25,11 @@ class Task:
 
 TASKS: dict[str, Task] = {
     "classify": Task(train_classifier),
+    "mlm": Task(train_masked_language_model, MaskedLanguageModelArguments),
     "pretrain": Task(pretrain, LanguageModelArguments),
     "sft": Task(fine_tune_chat, LanguageModelArguments),
     "tag": Task(train_tagger, TagArguments),
+    "qa": Task(train_question_answering, QuestionArguments),
 }
 
 
