@@ -102,6 +102,8 @@ def add_adapters(model: PreTrainedModel, arguments: TrainArguments, *, task_type
         lora_alpha=arguments.lora_alpha,
         lora_dropout=arguments.lora_dropout,
         target_modules="all-linear" if target == ["all-linear"] else target,
+        # PEFT names these heads itself, but too late for those that `all-linear` would otherwise adapt as well.
+        modules_to_save=[name for name in HEADS if name != "lm_head" and hasattr(model, name)] or None,
     )
     return get_peft_model(model, config)
 

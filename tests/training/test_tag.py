@@ -92,7 +92,8 @@ def test_an_encoder_reads_what_a_causal_model_cannot_know(checkpoint, tmp_path):
 
 
 def test_lora_trains_adapter_and_head_and_merges(checkpoint, conll, tmp_path):
-    arguments = ours(conll, model=str(checkpoint), lora=True, lora_r=4, merge=True, config_overrides="is_causal=false")
+    method = {"lora": True, "lora_target_modules": ["all-linear"], "merge": True}
+    arguments = ours(conll, model=str(checkpoint), config_overrides="is_causal=false", **method)
     metrics = train(arguments, theirs(tmp_path, num_train_epochs=12))
     assert metrics["eval_f1"] > 0.95
     names = load_file(tmp_path / "adapter_model.safetensors").keys()
