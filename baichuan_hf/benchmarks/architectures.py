@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import math
 import multiprocessing
+import os
 import statistics
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -187,9 +189,18 @@ _worker: dict[str, Any] = {}
 
 
 def _initialize(corpus: Corpus, settings: Settings, device: str) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _worker.update(corpus=corpus, settings=settings, device=torch.device(device))
     if device == "cpu":
         torch.set_num_threads(1)
+
+
+def _end_with_parent() -> None:
+    """A pool whose parent was killed would wait for work for ever, and hold the device's memory."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _train(run: Run, config: BaichuanConfig) -> tuple[dict[str, Any], list[dict[str, Any]]]:
