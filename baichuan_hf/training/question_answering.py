@@ -51,7 +51,9 @@ class QuestionArguments(TrainArguments):
         'Column with the answers: {"text": [...], "answer_start": [...]}, empty where the text has none.', "answers"
     )
     doc_stride: int = option("Tokens that two consecutive windows of --max-length share in a long text.", 128)
-    max_answer_length: int = option("Longest answer to look for, in tokens.", 30)
+    max_answer_length: int | None = option(
+        "Longest answer to look for, in tokens; unset: the length of the longest that is trained on."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,7 +63,7 @@ class QuestionArguments(TrainArguments):
             raise ValueError(
                 f"--doc-stride is {self.doc_stride}; it must be at most a third of --max-length {self.max_length}"
             )
-        if self.max_answer_length < 1:
+        if self.max_answer_length is not None and self.max_answer_length < 1:
             raise ValueError(f"--max-answer-length is {self.max_answer_length}; it must be at least 1")
 
 
@@ -81,6 +83,8 @@ def train_question_answering(arguments: QuestionArguments, training_arguments: T
     load = functools.partial(
         load_model, AutoModelForQuestionAnswering, training_arguments=training_arguments, tokenizer=tokenizer
     )
+    ends, starts = (np.array(windows["train"][name]) for name in ("end_positions", "start_positions"))
+    max_answer_length = arguments.max_answer_length or int((ends - starts).max()) + 1
     predictions: dict[str, str] = {}
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
@@ -88,7 +92,7 @@ def train_question_answering(arguments: QuestionArguments, training_arguments: T
             rows["test"],
             windows["test"],
             *prediction.predictions,
-            max_answer_length=arguments.max_answer_length,
+            max_answer_length=max_answer_length,
             may_be_none=not all(rows["train"]["texts"]),
         )
         predictions.update(zip(rows["test"]["id"], answers, strict=True))
