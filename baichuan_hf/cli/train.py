@@ -82,9 +82,9 @@ def train(
 
 def _show_results(metrics: dict[str, float], output_dir: str) -> None:
     table = Table("metric", "value", box=box.SIMPLE_HEAD)
-    for name in ("train_loss", "eval_loss", "eval_accuracy", "eval_f1_macro", "eval_majority_accuracy"):
-        if name in metrics:
-            table.add_row(name, f"{metrics[name]:.4f}")
+    for name, value in metrics.items():
+        if name == "train_loss" or (name.startswith("eval_") and not name.endswith(("_runtime", "_per_second"))):
+            table.add_row(name, f"{value:.4f}")
     console = Console(highlight=False)
     console.print(table)
     console.print(f"Saved to [bold]{output_dir}[/]; every number is in all_results.json there.")
@@ -97,11 +97,12 @@ def _show_arguments(*, everything: bool) -> None:
 
     console = Console()
     ours = dataclasses.fields(TrainArguments)
-    shared = {field.name for field in ours}
+    shared = {field.name: field.default for field in ours}
     theirs = {field.name: field for field in dataclasses.fields(TrainingArguments) if field.init}
     console.print(_panel(f"Model, data and adapters (tasks: {', '.join(TASKS)})", ours))
     for name, task in TASKS.items():
-        if own := [field for field in dataclasses.fields(task.arguments) if field.name not in shared]:
+        fields = dataclasses.fields(task.arguments)
+        if own := [field for field in fields if field.name not in shared or field.default != shared[field.name]]:
             console.print(_panel(f"--task {name}", own))
     if everything:
         console.print(_panel("transformers.TrainingArguments", theirs.values()))

@@ -23,6 +23,35 @@ def test_trains_from_words(run, checkpoint, reviews_csv, tmp_path):
     assert "eval_accuracy            1.0000" in result.stdout
 
 
+QUESTION = {"question": "谁？", "context": "李明来了", "answers": {"text": ["李明"], "answer_start": [0]}}
+
+
+@pytest.mark.parametrize(
+    ("task", "rows", "metric"),
+    [
+        pytest.param("tag", {"tokens": list("李明来"), "tags": ["B-PER", "I-PER", "O"]}, "eval_recall", id="tag"),
+        pytest.param("qa", QUESTION, "eval_exact_match", id="qa"),
+    ],
+)
+def test_trains_other_tasks(run, checkpoint, tmp_path, task, rows, metric):
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join([json.dumps(rows)] * 4))
+    result = run(
+        "train", "--task", task, "--model", checkpoint, "--train-file", file, "--eval-file", file, "--output-dir",
+        tmp_path / "out", "--learning-rate", "5e-3", "--num-train-epochs", 20, "--use-cpu", "--save-strategy", "no",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert f" {metric} " in result.stdout
+    assert json.loads((tmp_path / "out" / "all_results.json").read_text())[metric] == 1.0
+
+
+def test_help_names_what_a_task_takes_besides_or_otherwise(run):
+    text = run("train", "--help").stdout
+    tag = text[text.index("--task tag") :]
+    assert "[tokens]" in tag[: tag.index("──╯")]
+    assert "--doc-stride" in text
+
+
 def test_trains_from_yaml(run, checkpoint, reviews_csv, tmp_path):
     settings = f"""
         task: classify
