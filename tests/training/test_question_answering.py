@@ -17,6 +17,7 @@ from baichuan_hf.training.question_answering import (
     extract_answers,
     load_questions,
 )
+from tests.helpers.checkpoint import save_checkpoint
 
 
 ANSWERS = {"谁？": ["李明", "𪚥生"], "哪里？": ["北京", "上海"]}
@@ -110,6 +111,15 @@ def test_lora_trains_adapter_and_head_and_merges(checkpoint, answerable, tmp_pat
     starts, ends = ([out[f"{name}_logits"][0].numpy() for out in outputs] for name in ("start", "end"))
     answers = extract_answers(rows, windows, starts, ends, max_answer_length=8, may_be_none=False)
     assert np.mean([[answer] == texts for answer, texts in zip(answers, rows["texts"], strict=True)]) > 0.9
+
+
+def test_qlora_trains_over_four_bits_and_merges(answerable, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    model = save_checkpoint(tmp_path / "model", hidden_size=64, intermediate_size=64)
+    arguments = ours(answerable, model=str(model), qlora=True, merge=True, lora_target_modules=["all-linear"])
+    assert train(arguments, theirs(tmp_path / "out", num_train_epochs=16))["eval_f1"] > 0.9
+    merged = AutoModelForQuestionAnswering.from_pretrained(tmp_path / "out" / "merged")
+    assert merged.dtype == torch.float32
 
 
 def test_from_scratch_and_resume(answerable, tmp_path):

@@ -12,7 +12,7 @@ from transformers import AutoModelForTokenClassification, AutoTokenizer, Trainin
 
 from baichuan_hf.training import train
 from baichuan_hf.training.tag import TagArguments, load_tagged_sentences, predict_tags, tagging_metrics
-from tests.helpers.checkpoint import write_csv
+from tests.helpers.checkpoint import save_checkpoint, write_csv
 
 
 NAMES = {"PER": ["李明", "𪚥生"], "LOC": ["北京", "上海"]}
@@ -104,6 +104,16 @@ def test_lora_trains_adapter_and_head_and_merges(checkpoint, conll, tmp_path):
     rows = sentences(20, seed=1)
     tags = predict_tags(merged, tokenizer, [row["tokens"] for row in rows])
     assert tagging_metrics([row["tags"] for row in rows], tags)["f1"] > 0.95
+
+
+def test_qlora_trains_over_four_bits_and_merges_into_the_full_model(conll, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    model = save_checkpoint(tmp_path / "model", hidden_size=64, intermediate_size=64)
+    arguments = ours(conll, model=str(model), qlora=True, merge=True, lora_target_modules=["all-linear"])
+    assert train(arguments, theirs(tmp_path / "out", num_train_epochs=12))["eval_f1"] > 0.95
+    merged = AutoModelForTokenClassification.from_pretrained(tmp_path / "out" / "merged")
+    tags = predict_tags(merged, AutoTokenizer.from_pretrained(model), [list("了李明的上海")])
+    assert tags == [["O", "B-PER", "I-PER", "O", "B-LOC", "I-LOC"]]
 
 
 def test_from_scratch_and_resume(conll, tmp_path):
