@@ -131,6 +131,7 @@ class BaichuanConfig(PreTrainedConfig):
     """
 
     model_type = "baichuan"
+    attribute_map: ClassVar[dict[str, str]] = {"num_experts": "num_local_experts"}  # tools ask for either
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
     base_model_pp_plan: ClassVar[dict[str, Any]] = {
         "embed_tokens": (["input_ids"], ["inputs_embeds"]),

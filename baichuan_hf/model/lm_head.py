@@ -29,6 +29,10 @@ class NormHead(nn.Linear):
         logits = logits.mul_(norms.clamp(min=self.EPS).reciprocal())
         return logits if self.bias is None else logits + self.bias
 
+    def normalized_weight(self) -> Tensor:
+        """The rows as they count, of length 1: a copy of the weight, (vocab_size, hidden_size)."""
+        return F.normalize(self.weight.float(), dim=-1, eps=self.EPS).to(self.weight.dtype)
+
 
 LM_HEADS: dict[bool, type[nn.Linear]] = {False: nn.Linear, True: NormHead}
 

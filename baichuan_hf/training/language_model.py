@@ -83,7 +83,7 @@ def fine_tune_chat(arguments: LanguageModelArguments, training_arguments: Traini
     """
     check_output_dir(training_arguments, arguments)
     tokenizer = load_tokenizer(arguments)
-    splits = _with_eval_rows(load_train_and_test(arguments.train_file, arguments.eval_file), arguments)
+    splits = with_eval_rows(load_train_and_test(arguments.train_file, arguments.eval_file), arguments)
     sources = {"train": arguments.train_file, "test": arguments.eval_file or arguments.train_file}
     rows = DatasetDict(
         {name: encode_chats(split, tokenizer, arguments, sources[name]) for name, split in splits.items()}
@@ -139,10 +139,11 @@ def load_texts(arguments: TrainArguments) -> DatasetDict:
         splits[name] = texts.filter(lambda row: bool(row["text"] and row["text"].strip()), desc="Dropping empty rows")
         if not len(splits[name]):
             raise ValueError(f"{source}: column {arguments.text_column!r} holds no text")
-    return _with_eval_rows(splits, arguments)
+    return with_eval_rows(splits, arguments)
 
 
-def _with_eval_rows(splits: DatasetDict, arguments: TrainArguments) -> DatasetDict:
+def with_eval_rows(splits: DatasetDict, arguments: TrainArguments) -> DatasetDict:
+    """`splits` with a `test` split: a share of the training rows, the same in every run, where there is none."""
     if "test" in splits or not arguments.eval_fraction:
         return splits
     if not 0 < arguments.eval_fraction < 1:

@@ -10,6 +10,7 @@ from .arguments import TrainArguments
 from .classify import train_classifier
 from .language_model import LanguageModelArguments, fine_tune_chat, pretrain
 from .masked_language_model import MaskedLanguageModelArguments, train_masked_language_model
+from .preferences import PreferenceArguments, train_preferences
 from .question_answering import QuestionArguments, train_question_answering
 from .tag import TagArguments, train_tagger
 
@@ -25,6 +26,7 @@ class Task:
 
 TASKS: dict[str, Task] = {
     "classify": Task(train_classifier),
+    "dpo": Task(train_preferences, PreferenceArguments),
     "mlm": Task(train_masked_language_model, MaskedLanguageModelArguments),
     "pretrain": Task(pretrain, LanguageModelArguments),
     "sft": Task(fine_tune_chat, LanguageModelArguments),

@@ -104,7 +104,8 @@ def test_pretrain_learns_and_continues(text_file, tmp_path):
     metrics = train(ours("pretrain", text_file), theirs(tmp_path / "out"))
     results = json.loads((tmp_path / "out" / "all_results.json").read_text())
     assert results["eval_perplexity"] == pytest.approx(2.718281828 ** results["eval_loss"])
-    again = train(ours("pretrain", text_file, model=str(tmp_path / "out")), theirs(tmp_path / "more", learning_rate=5e-4))
+    arguments = ours("pretrain", text_file, model=str(tmp_path / "out"))
+    again = train(arguments, theirs(tmp_path / "more", learning_rate=5e-4))
     assert again["eval_loss"] < metrics["eval_loss"] < 3
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "more")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "more")
