@@ -14,6 +14,9 @@ from .tables import load_splits
 
 logger = logging.get_logger(__name__)
 
+# A score and the characters [first, end) of the text.
+Span = tuple[float, tuple[int, int]]
+
 
 def load_question_splits(source: str) -> DatasetDict:
     """As `load_splits`, and json files of SQuAD's layout: columns `id`, `question`, `context`, `answers`.
@@ -114,7 +117,7 @@ def find_tokens(offsets: Sequence[Sequence[int]], span: tuple[int, int] | None) 
 
 def best_span(
     start_logits: np.ndarray, end_logits: np.ndarray, offsets: np.ndarray, *, max_answer_length: int
-) -> tuple[float, tuple[int, int]]:
+) -> Span:
     """The score and the characters [first, end) of the best answer of one window, of at most `max_answer_length`
     tokens.
 

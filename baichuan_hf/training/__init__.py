@@ -3,7 +3,21 @@
 from .arguments import TrainArguments
 from .classify import train_classifier
 from .parsing import parse_arguments
+from .question_answering import QuestionArguments, predict_answers, train_question_answering
+from .tag import TagArguments, predict_tags, train_tagger
 from .tasks import TASKS, train
 
 
-__all__ = ["TASKS", "TrainArguments", "parse_arguments", "train", "train_classifier"]
+__all__ = [
+    "TASKS",
+    "QuestionArguments",
+    "TagArguments",
+    "TrainArguments",
+    "parse_arguments",
+    "predict_answers",
+    "predict_tags",
+    "train",
+    "train_classifier",
+    "train_question_answering",
+    "train_tagger",
+]

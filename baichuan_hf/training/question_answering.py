@@ -5,24 +5,27 @@ import functools
 import json
 import logging
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import Dataset, DatasetDict, Features, Value
 from datasets import Sequence as ListOf
 from transformers import (
     AutoModelForQuestionAnswering,
     DataCollatorWithPadding,
     EvalPrediction,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
     TrainingArguments,
 )
 
 from ..data.answer_scores import choose_score
-from ..data.questions import best_span, encode_question, find_answer, find_tokens, load_question_splits
+from ..data.questions import Span, best_span, encode_question, find_answer, find_tokens, load_question_splits
 from ..data.tables import SPLIT_SEED, load_train_and_test, require_columns
 from .arguments import TrainArguments, option
 from .trainer import add_adapters, check_output_dir, load_model, load_tokenizer, save_merged, train_and_save
@@ -122,6 +125,31 @@ def train_question_answering(arguments: QuestionArguments, training_arguments: T
     return metrics
 
 
+@torch.no_grad()
+def predict_answers(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[tuple[str, str]],
+    *,
+    max_length: int = 512,
+    doc_stride: int = 128,
+    max_answer_length: int = 60,
+    may_be_none: bool = False,
+) -> list[str]:
+    """The answer to each (question, context), a part of the context; with `may_be_none` empty where it has none."""
+    answers = []
+    for question, context in questions:
+        windows = encode_question(question, context, tokenizer, max_length=max_length, doc_stride=doc_stride)
+        spans = []
+        for index, offsets in enumerate(windows.pop("offsets")):
+            inputs = {name: torch.tensor([values[index]], device=model.device) for name, values in windows.items()}
+            outputs = model(**inputs)
+            logits = (side[0].float().cpu().numpy() for side in (outputs.start_logits, outputs.end_logits))
+            spans.append(best_span(*logits, np.array(offsets), max_answer_length=max_answer_length))
+        answers.append(_answer(context, max(spans), may_be_none=may_be_none))
+    return answers
+
+
 def extract_answers(
     rows: Dataset,
     windows: Dataset,
@@ -137,15 +165,19 @@ def extract_answers(
         windows: as `encode_windows` gives them.
         start_logits: (windows, T), as `end_logits`.
     """
-    best: list[tuple[float, tuple[int, int]]] = [(-np.inf, (0, 0))] * len(rows)
+    best: list[Span] = [(-np.inf, (0, 0))] * len(rows)
     spelt = windows.select_columns(["row", "offsets"])
     for window, starts, ends in zip(spelt, start_logits, end_logits, strict=True):
         found = best_span(starts, ends, np.array(window["offsets"]), max_answer_length=max_answer_length)
         best[window["row"]] = max(best[window["row"]], found)
     return [
-        "" if may_be_none and score < 0 else context[first:last].strip()
-        for context, (score, (first, last)) in zip(rows["context"], best, strict=True)
+        _answer(context, span, may_be_none=may_be_none) for context, span in zip(rows["context"], best, strict=True)
     ]
+
+
+def _answer(context: str, span: Span, *, may_be_none: bool) -> str:
+    score, (first, last) = span
+    return "" if may_be_none and score < 0 else context[first:last].strip()
 
 
 def encode_windows(rows: Dataset, tokenizer: PreTrainedTokenizerBase, arguments: QuestionArguments) -> Dataset:
