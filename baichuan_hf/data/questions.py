@@ -63,6 +63,14 @@ def find_answer(context: str, texts: Sequence[str], starts: Sequence[int]) -> tu
     return None
 
 
+def check_windows(max_length: int, doc_stride: int) -> None:
+    """Raise ValueError where half a window, what the longest question leaves, would not get on through a text."""
+    if max_length < 32:
+        raise ValueError(f"max_length is {max_length}; a question and a part of a text need 32 or more")
+    if not 0 <= 3 * doc_stride <= max_length:
+        raise ValueError(f"doc_stride is {doc_stride}; it must be at most a third of max_length ({max_length})")
+
+
 def encode_question(
     question: str, context: str, tokenizer: PreTrainedTokenizerBase, *, max_length: int, doc_stride: int
 ) -> dict[str, list[Any]]:
@@ -75,7 +83,11 @@ def encode_question(
     Returns:
         Lists with an element for each window: `input_ids` and what else the tokenizer gives; `offsets`, (T, 2), the
         characters [first, end) of `context` that a token spells, (-1, -1) for those that spell none of it.
+
+    Raises:
+        ValueError: `max_length` or `doc_stride` does not fit, see `check_windows`.
     """
+    check_windows(max_length, doc_stride)
     asked = tokenizer(question, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     half = max_length // 2 - tokenizer.num_special_tokens_to_add(pair=True) - 1
     if len(asked) > half:

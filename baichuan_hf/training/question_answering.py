@@ -25,7 +25,15 @@ from transformers import (
 )
 
 from ..data.answer_scores import choose_score
-from ..data.questions import Span, best_span, encode_question, find_answer, find_tokens, load_question_splits
+from ..data.questions import (
+    Span,
+    best_span,
+    check_windows,
+    encode_question,
+    find_answer,
+    find_tokens,
+    load_question_splits,
+)
 from ..data.tables import SPLIT_SEED, load_train_and_test, require_columns
 from .arguments import TrainArguments, option
 from .trainer import add_adapters, check_output_dir, load_model, load_tokenizer, save_merged, train_and_save
@@ -60,12 +68,7 @@ class QuestionArguments(TrainArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.max_length < 32:
-            raise ValueError(f"--max-length is {self.max_length}; a question and a part of a text need 32 or more")
-        if not 0 <= 3 * self.doc_stride <= self.max_length:
-            raise ValueError(
-                f"--doc-stride is {self.doc_stride}; it must be at most a third of --max-length {self.max_length}"
-            )
+        check_windows(self.max_length, self.doc_stride)
         if self.max_answer_length is not None and self.max_answer_length < 1:
             raise ValueError(f"--max-answer-length is {self.max_answer_length}; it must be at least 1")
 

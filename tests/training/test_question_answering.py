@@ -214,8 +214,8 @@ def test_rows_that_cannot_be_learnt_from_are_refused(tmp_path, row, message):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        pytest.param({"max_length": 16}, "--max-length is 16; .* 32 or more", id="length"),
-        pytest.param({"doc_stride": 11}, "--doc-stride is 11; it must be at most a third", id="stride"),
+        pytest.param({"max_length": 16}, "max_length is 16; .* 32 or more", id="length"),
+        pytest.param({"doc_stride": 11}, "doc_stride is 11; it must be at most a third", id="stride"),
         pytest.param({"max_answer_length": 0}, "--max-answer-length is 0", id="answer"),
     ],
 )
