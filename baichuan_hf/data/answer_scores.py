@@ -10,8 +10,14 @@ Score = tuple[float, float]
 
 # The list of CMRC's script, which leaves in the points and commas of numbers.
 CMRC_PUNCTUATION = frozenset("-:_*^/\\~`+=，。：？！“”；’《》·、「」（）－～『』")
-# A Chinese character; a word or number, with the points and commas within it; any other sign.
-CMRC_SEGMENT = re.compile(r"[\u4e00-\u9fa5]|(?:(?![\u4e00-\u9fa5])\w)+(?:[.,](?:(?![\u4e00-\u9fa5])\w)+)*|\S")
+# A Chinese character; a word or number, with the points and commas within it; any other sign. NLTK's tokenizer, which
+# CMRC's script has for what is not Chinese, leaves the point of an initial, and signs that are not ASCII, to the word.
+CMRC_SEGMENT = re.compile(
+    r"""[\u4e00-\u9fa5]
+    | {letter}+ (?: [.,]+{letter}+ | \.(?=\s+{letter}) )*
+    | \S""".replace("{letter}", r"[^\s\u4e00-\u9fa5!-/:-@\[-`{-~]"),
+    re.VERBOSE,
+)
 
 
 def choose_score(questions: Sequence[str]) -> Callable[[str, Sequence[str]], Score]:
