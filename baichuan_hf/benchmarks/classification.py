@@ -8,21 +8,16 @@ only those that choose the rows: it is TF-IDF of character n-grams and logistic 
 cross-validation within the training rows, and needs scikit-learn.
 """
 
-import csv
-import datetime
-import os
-import platform
 import shlex
 import sys
 import time
 from pathlib import Path
 
 import torch
-import transformers
 
-from .. import __version__
 from ..training import TrainArguments, parse_arguments, train
 from ..training.classify import load_labelled_texts
+from .rows import append_rows, machine
 
 
 GRID = {
@@ -62,23 +57,18 @@ def main(results: str, method: str, *words: str) -> None:
     arguments, training_arguments = parse_arguments(words)
     start = time.perf_counter()
     metrics = tfidf_baseline(arguments) if method == "baseline" else train(arguments, training_arguments)
+    origin = machine(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     row = {
-        "date": datetime.date.today().isoformat(),
+        "date": origin["date"],
         "method": method,
         "accuracy": f"{metrics['eval_accuracy']:.4f}",
         "f1_macro": f"{metrics['eval_f1_macro']:.4f}",
         "seconds": round(time.perf_counter() - start),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores",
-        "versions": f"python {platform.python_version()}, torch {torch.__version__}, "
-        f"transformers {transformers.__version__}, baichuan-hf {__version__}",
+        "device": origin["device"],
+        "versions": origin["versions"],
         "command": shlex.join(["baichuan-hf", "train", *words]),
     }
-    exists = Path(results).exists()
-    with open(results, "a", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(row), lineterminator="\n")
-        if not exists:
-            writer.writeheader()
-        writer.writerow(row)
+    append_rows(Path(results), [row])
     print({name: row[name] for name in ("method", "accuracy", "f1_macro", "seconds")})
 
 

@@ -83,11 +83,11 @@ def architectures(
         max_seconds=max_seconds,
         command=_command(),
     )
-    summaries = summarize(rows)
+    summaries = summarize(rows) if rows.exists() else []
     for table in (architecture_table(summaries), length_table(summaries), rate_table(summaries)):
         if table.row_count:
             Console(highlight=False).print(table)
-    if picture is not None:
+    if picture is not None and summaries:
         draw_architectures(rows, picture)
     if failed:
         fail(f"{len(failed)} runs failed: {'; '.join(failed)}")
