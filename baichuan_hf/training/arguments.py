@@ -42,7 +42,11 @@ class TrainArguments:
     lora_target_modules: list[str] | None = option(
         "Modules that get adapters, or `all-linear`; unset: PEFT's default for the model (Baichuan: W_pack)."
     )
-    merge: bool = option("With --lora or --qlora: also save the merged model, to OUTPUT_DIR/merged.", False)
+    merge: bool = option(
+        "With --lora or --qlora: also save the merged model, to OUTPUT_DIR/merged. It holds its labels and"
+        " --config-overrides; to load the adapter alone they must be given again.",
+        False,
+    )
 
     def __post_init__(self) -> None:
         if self.merge and not self.peft:
