@@ -84,7 +84,7 @@ def train_question_answering(arguments: QuestionArguments, training_arguments: T
     check_output_dir(training_arguments, arguments)
     rows = load_questions(arguments)
     tokenizer = load_tokenizer(arguments)
-    tokenizer.padding_side = "right"
+    tokenizer.padding_side = "right"  # else the places of tokens would be others among the logits
     windows = DatasetDict({split: encode_windows(rows[split], tokenizer, arguments) for split in rows})
     load = functools.partial(
         load_model, AutoModelForQuestionAnswering, training_arguments=training_arguments, tokenizer=tokenizer
@@ -147,8 +147,8 @@ def predict_answers(
         for index, offsets in enumerate(windows.pop("offsets")):
             inputs = {name: torch.tensor([values[index]], device=model.device) for name, values in windows.items()}
             outputs = model(**inputs)
-            logits = (side[0].float().cpu().numpy() for side in (outputs.start_logits, outputs.end_logits))
-            spans.append(best_span(*logits, np.array(offsets), max_answer_length=max_answer_length))
+            starts, ends = (side[0].float().cpu().numpy() for side in (outputs.start_logits, outputs.end_logits))
+            spans.append(best_span(starts, ends, np.array(offsets), max_answer_length=max_answer_length))
         answers.append(_answer(context, max(spans), may_be_none=may_be_none))
     return answers
 

@@ -55,6 +55,7 @@ def train_tagger(arguments: TagArguments, training_arguments: TrainingArguments)
     check_output_dir(training_arguments, arguments)
     rows, names = load_tagged_sentences(arguments)
     tokenizer = load_tokenizer(arguments)
+    tokenizer.padding_side = "right"  # else the places of pieces would be others in a batch
     encoded = DatasetDict({split: _encode(rows[split], tokenizer, arguments, names, split) for split in rows})
     load = functools.partial(
         load_model,
@@ -103,7 +104,10 @@ def predict_tags(
     tags = []
     for words in sentences:
         encoding, last = encode_words(words, tokenizer, separator=word_separator)
-        ids = model(input_ids=torch.tensor([encoding["input_ids"]], device=model.device)).logits[0].argmax(-1).tolist()
+        ids: list[int] = []
+        if encoding["input_ids"]:
+            logits = model(input_ids=torch.tensor([encoding["input_ids"]], device=model.device)).logits
+            ids = logits[0].argmax(-1).tolist()
         tags.append([model.config.id2label[ids[place]] if place >= 0 else "O" for place in last])
     return tags
 

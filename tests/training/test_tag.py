@@ -70,8 +70,8 @@ def test_full_fine_tuning_learns_and_writes_a_loadable_model(checkpoint, conll, 
     model = AutoModelForTokenClassification.from_pretrained(tmp_path)
     assert model.config.id2label == dict(enumerate(["B-LOC", "B-PER", "I-LOC", "I-PER", "O"]))
     new = [row["tokens"] for row in sentences(20, seed=1)]
-    tags = predict_tags(model, AutoTokenizer.from_pretrained(tmp_path), [*new, ["", "李", "明"]])
-    assert tags == [*(row["tags"] for row in sentences(20, seed=1)), ["O", "B-PER", "I-PER"]]
+    tags = predict_tags(model, AutoTokenizer.from_pretrained(tmp_path), [*new, ["", "李", "明"], [""], []])
+    assert tags == [*(row["tags"] for row in sentences(20, seed=1)), ["O", "B-PER", "I-PER"], ["O"], []]
 
 
 def test_an_encoder_reads_what_a_causal_model_cannot_know(checkpoint, tmp_path):
