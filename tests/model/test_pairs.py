@@ -115,7 +115,7 @@ def test_value_generates_and_traces(name):
         assert not failures_of([(value,)], SLOW_INVARIANTS)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", VALUES)
 def test_pairs_generate_and_trace(name):
