@@ -98,3 +98,13 @@ def test_hold_out_is_stratified_and_the_same_each_time():
 def test_hold_out_refuses_what_it_cannot_split(counts, fraction, message):
     with pytest.raises(ValueError, match=message):
         hold_out(labelled(counts), fraction, by="label")
+
+
+def test_hold_out_without_classes_takes_the_share_and_needs_two_sides():
+    rows = Dataset.from_dict({"text": [str(i) for i in range(10)]})
+    first, second = hold_out(rows, 0.3), hold_out(rows, 0.3)
+    assert (len(first["train"]), len(first["test"])) == (7, 3)
+    assert first["test"]["text"][:] == second["test"]["text"][:]
+    assert {*first["train"]["text"], *first["test"]["text"]} == {*rows["text"]}
+    with pytest.raises(ValueError, match=r"--eval-fraction 0.04 of 10 rows leaves one side none"):
+        hold_out(rows, 0.04)
