@@ -212,6 +212,8 @@ class BaichuanModel(BaichuanPreTrainedModel):
         self.embedding_norm = build_normalization(config) if config.embedding_norm else nn.Identity()
         self.dropout = nn.Dropout(config.hidden_dropout)
         self.layers = nn.ModuleList(BaichuanDecoderLayer(config, index) for index in range(config.num_hidden_layers))
+        attentions = [module for module in self.layers.modules() if isinstance(module, BaichuanAttention)]
+        self.takes_segments = not any(attention.takes_padding_mask for attention in attentions)
         self.norm = build_normalization(config) if config.final_norm else nn.Identity()
         pools = config.add_pooling_layer and add_pooling_layer
         self.pooler = nn.Linear(config.hidden_size, config.hidden_size) if pools else None
@@ -268,7 +270,7 @@ class BaichuanModel(BaichuanPreTrainedModel):
             self_cache = past_key_values.self_attention_cache
 
         given_mask = attention_mask
-        if past_key_values is None and self._takes_segments and holds_segments(attention_mask):
+        if past_key_values is None and self.takes_segments and holds_segments(attention_mask):
             attention_mask, position_ids = None, restarting_positions(attention_mask)
         if position_ids is None:
             position_ids = self._default_positions(attention_mask, inputs_embeds, self_cache)
@@ -316,10 +318,6 @@ class BaichuanModel(BaichuanPreTrainedModel):
             last_hidden_state=hidden_states, past_key_values=past_key_values, pooler_output=pooled
         )
 
-    @property
-    def _takes_segments(self) -> bool:
-        return not any(layer.self_attn.takes_padding_mask for layer in self.layers)  # type: ignore[union-attr]
-
     def _check_roles(self, token_type_ids: Tensor | None, encoder_hidden_states: Tensor | None) -> None:
         if token_type_ids is not None and not self.config.type_vocab_size:
             raise ValueError("token_type_ids is given, but config.type_vocab_size is 0: this model has no segments.")
@@ -348,11 +346,13 @@ class BaichuanModel(BaichuanPreTrainedModel):
                 token_type_ids = torch.zeros(inputs_embeds.shape[:2], dtype=torch.long, device=inputs_embeds.device)
             with explain_index_error("token_type_ids", token_type_ids, self.config.type_vocab_size, "type_vocab_size"):
                 inputs_embeds = inputs_embeds + self.embed_token_types(token_type_ids)
-        with explain_index_error(
-            "position_ids", position_ids, self.config.max_position_embeddings, "max_position_embeddings"
-        ):
-            inputs_embeds = self.positions.embed(inputs_embeds, position_ids)
-        return self.dropout(self.embedding_norm(inputs_embeds))
+        if self.positions.absolute:
+            limit = self.config.max_position_embeddings
+            with explain_index_error("position_ids", position_ids, limit, "max_position_embeddings"):
+                inputs_embeds = self.positions.embed(inputs_embeds, position_ids)
+        if self.config.embedding_norm:
+            inputs_embeds = self.embedding_norm(inputs_embeds)
+        return self.dropout(inputs_embeds) if self.training else inputs_embeds
 
     def _attention_bias(
         self,

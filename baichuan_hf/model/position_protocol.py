@@ -37,7 +37,7 @@ class Positions(nn.Module):
         )
 
     def embed(self, inputs_embeds: Tensor, position_ids: Tensor) -> Tensor:
-        """(B, T, hidden_size) embeddings at `position_ids` (B or 1, T) -> the same with positions."""
+        """(B, T, hidden_size) embeddings at `position_ids` (B or 1, T) -> the same with positions, if `absolute`."""
         return inputs_embeds
 
     def rotation(self, hidden_states: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor] | None:
