@@ -48,11 +48,11 @@ def test_byte_order_mark_and_empty_cells(tmp_path):
 
 
 def test_wrong_sources_are_named(tmp_path):
-    (tmp_path / "rows.txt").write_text("text\n")
+    (tmp_path / "rows.doc").write_text("text\n")
     (tmp_path / "gbk.csv").write_bytes("text,label\n酒店,1\n".encode("gbk"))
     (tmp_path / "broken.jsonl").write_text('{"text": "a"\n{]')
-    with pytest.raises(ValueError, match=r"rows.txt: unknown extension '.txt'; a data file is one of .csv .json"):
-        load_splits(str(tmp_path / "rows.txt"))
+    with pytest.raises(ValueError, match=r"rows.doc: unknown extension '.doc'; a data file is one of .csv .json"):
+        load_splits(str(tmp_path / "rows.doc"))
     with pytest.raises(ValueError, match="gbk.csv: cannot be read: .*save the file as UTF-8"):
         load_splits(str(tmp_path / "gbk.csv"))
     with pytest.raises(ValueError, match=r"broken.jsonl: cannot be read"):
