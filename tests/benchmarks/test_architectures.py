@@ -17,6 +17,9 @@ from baichuan_hf.benchmarks.variants import build_config
 CPU = torch.device("cpu")
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def corpus(text_file, settings):
     return read_corpus([text_file], settings)

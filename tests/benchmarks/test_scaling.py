@@ -58,6 +58,7 @@ def test_milliseconds_are_median_and_spread():
     assert milliseconds([0.001]) == {"ms": "1.000", "ms_p20": "1.000", "ms_p80": "1.000"}
 
 
+@pytest.mark.slow
 def test_two_versions_run_in_turns_each_with_its_own_code(tmp_path, monkeypatch):
     """The other version is this one with a delay in its forward pass."""
     ignore = shutil.ignore_patterns("__pycache__", "*.safetensors", "reviews")

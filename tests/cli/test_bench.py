@@ -13,6 +13,7 @@ def test_help_of_every_case_has_an_example(run, case):
     assert f"Example: baichuan-hf bench {case}" in result.stdout
 
 
+@pytest.mark.slow
 def test_architectures_writes_rows_and_prints_tables(run, tmp_path):
     (tmp_path / "text.txt").write_text("".join(f"{number} bottles of beer on the wall.\n" for number in range(700)))
     sizes = {"steps": 2, "batch-size": 2, "length": 8, "hidden-size": 64, "num-hidden-layers": 2, "deep-layers": 3}

@@ -11,7 +11,7 @@ from baichuan_hf.evaluation import measure
 from tests.helpers import REPOSITORY
 
 
-README_BLOCK = r"^```\nbaichuan-hf (info .*)\n```\n\n```text\n(.*?)^```"
+README_BLOCK = r"^```\nbaichuan-hf (info [^\n]*)\n```\n\n```text\n(.*?)^```"
 
 
 @pytest.mark.parametrize("preset", list_presets())
