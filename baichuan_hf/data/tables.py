@@ -82,13 +82,18 @@ def require_columns(rows: Dataset, columns: dict[str, str], source: str) -> None
             raise ValueError(f"{source}: {option} {name!r} is not a column; there are {there}")
 
 
+def check_fraction(fraction: float) -> None:
+    """Raises ValueError for a share of the rows that is none."""
+    if not 0 < fraction < 1:
+        raise ValueError(f"--eval-fraction is {fraction}; it must lie between 0 and 1 (0 turns evaluation off)")
+
+
 def hold_out(rows: Dataset, fraction: float, *, by: str | None = None) -> DatasetDict:
     """Split `rows` into `train` and `test`, if told with equal shares of every class of the ClassLabel column `by`.
 
     The same rows, order and fraction always give the same split.
     """
-    if not 0 < fraction < 1:
-        raise ValueError(f"--eval-fraction is {fraction}; it must lie between 0 and 1 (0 turns evaluation off)")
+    check_fraction(fraction)
     if by is None:
         if not 1 <= round(len(rows) * fraction) < len(rows):
             raise ValueError(f"--eval-fraction {fraction} of {len(rows)} rows leaves one side none; give --eval-file")

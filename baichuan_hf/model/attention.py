@@ -19,7 +19,35 @@ from .configuration_baichuan import BaichuanConfig
 from .position_biases import HeadDims
 
 
-class BaichuanAttention(nn.Module):
+class HeadedAttention(nn.Module):
+    """What attention to oneself and to an encoder share: the sizes of heads, and transformers' attention interface."""
+
+    def __init__(self, config: BaichuanConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.head_dim = config.head_dim
+        self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
+        self.scaling = self.head_dim**-0.5
+        self.width = config.num_attention_heads * self.head_dim
+        self.kv_width = config.num_key_value_heads * self.head_dim
+
+    def split_heads(self, projected: Tensor) -> Tensor:
+        """(B, T, heads * D) -> (B, heads, T, D)."""
+        return projected.view(*projected.shape[:-1], -1, self.head_dim).transpose(1, 2)
+
+    def run_backend(
+        self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """transformers' attention function of the config's backend: (B, H, T, D), ... -> (B, T, H, D), weights."""
+        attend: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        dropout = self.config.attention_dropout if self.training else 0.0
+        return attend(self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs)
+
+
+class BaichuanAttention(HeadedAttention):
     """Multi-head attention with one fused q, k, v matrix (`W_pack`), or grouped-query attention with three.
 
     Heads are counted from the projections' width, not from the config: under tensor parallelism a process has a part.
@@ -32,23 +60,15 @@ class BaichuanAttention(nn.Module):
     absolute = False
 
     def __init__(self, config: BaichuanConfig, layer_idx: int) -> None:
-        super().__init__()
-        self.config = config
-        self.layer_idx = layer_idx
-        self.head_dim = config.head_dim
-        self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
-        self.scaling = self.head_dim**-0.5
+        super().__init__(config, layer_idx)
         self.is_causal = config.is_causal
-
-        width = config.num_attention_heads * self.head_dim
-        kv_width = config.num_key_value_heads * self.head_dim
         if config.fused_qkv:
-            self.W_pack = nn.Linear(config.hidden_size, 3 * width, bias=config.attention_bias)
+            self.W_pack = nn.Linear(config.hidden_size, 3 * self.width, bias=config.attention_bias)
         else:
-            self.q_proj = nn.Linear(config.hidden_size, width, bias=config.attention_bias)
-            self.k_proj = nn.Linear(config.hidden_size, kv_width, bias=config.attention_bias)
-            self.v_proj = nn.Linear(config.hidden_size, kv_width, bias=config.attention_bias)
-        self.o_proj = nn.Linear(width, config.hidden_size, bias=config.attention_bias)
+            self.q_proj = nn.Linear(config.hidden_size, self.width, bias=config.attention_bias)
+            self.k_proj = nn.Linear(config.hidden_size, self.kv_width, bias=config.attention_bias)
+            self.v_proj = nn.Linear(config.hidden_size, self.kv_width, bias=config.attention_bias)
+        self.o_proj = nn.Linear(self.width, config.hidden_size, bias=config.attention_bias)
 
     def forward(
         self,
@@ -59,7 +79,7 @@ class BaichuanAttention(nn.Module):
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """hidden_states: (B, T, hidden_size) -> same shape, and the attention weights where the backend has them."""
-        query, key, value = (self._split_heads(x) for x in self._project(hidden_states))
+        query, key, value = (self.split_heads(x) for x in self._project(hidden_states))
         if position_embeddings is not None:
             query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
         if past_key_values is not None:
@@ -111,16 +131,12 @@ class BaichuanAttention(nn.Module):
             extra_query = self._local_heads(head_dims.query, query.shape[1])
             query = torch.cat([query, extra_query.expand(*query.shape[:3], -1)], dim=-1)
             key = torch.cat([key, head_dims.key.expand(*key.shape[:3], -1)], dim=-1)
-        return run_backend(self, query, key, value, attention_mask, **kwargs)
+        return self.run_backend(query, key, value, attention_mask, **kwargs)
 
     def _project(self, hidden_states: Tensor) -> tuple[Tensor, ...]:
         if self.config.fused_qkv:
             return self.W_pack(hidden_states).chunk(3, dim=-1)
         return self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)
-
-    def _split_heads(self, projected: Tensor) -> Tensor:
-        """(B, T, heads * D) -> (B, heads, T, D)."""
-        return projected.view(*projected.shape[:-1], -1, self.head_dim).transpose(1, 2)
 
     def _local_heads(self, bias: Tensor, num_heads: int) -> Tensor:
         """The part of a mask or the like, (B, H or 1, ...), that belongs to this process's heads."""
@@ -131,26 +147,18 @@ class BaichuanAttention(nn.Module):
         return bias.narrow(1, rank * num_heads, num_heads)
 
 
-class BaichuanCrossAttention(nn.Module):
+class BaichuanCrossAttention(HeadedAttention):
     """Attention of a decoder to the last hidden states of an encoder, whose keys and values are computed once."""
 
     is_causal = False
 
     def __init__(self, config: BaichuanConfig, layer_idx: int) -> None:
-        super().__init__()
-        self.config = config
-        self.layer_idx = layer_idx
-        self.head_dim = config.head_dim
-        self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
-        self.scaling = self.head_dim**-0.5
-
-        width = config.num_attention_heads * self.head_dim
-        kv_width = config.num_key_value_heads * self.head_dim
+        super().__init__(config, layer_idx)
         encoder_size = config.cross_attention_hidden_size or config.hidden_size
-        self.q_proj = nn.Linear(config.hidden_size, width, bias=config.attention_bias)
-        self.k_proj = nn.Linear(encoder_size, kv_width, bias=config.attention_bias)
-        self.v_proj = nn.Linear(encoder_size, kv_width, bias=config.attention_bias)
-        self.o_proj = nn.Linear(width, config.hidden_size, bias=config.attention_bias)
+        self.q_proj = nn.Linear(config.hidden_size, self.width, bias=config.attention_bias)
+        self.k_proj = nn.Linear(encoder_size, self.kv_width, bias=config.attention_bias)
+        self.v_proj = nn.Linear(encoder_size, self.kv_width, bias=config.attention_bias)
+        self.o_proj = nn.Linear(self.width, config.hidden_size, bias=config.attention_bias)
 
     def forward(
         self,
@@ -161,29 +169,15 @@ class BaichuanCrossAttention(nn.Module):
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """(B, T, hidden_size), (B, S, encoder's hidden_size) -> (B, T, hidden_size), and the weights if there are."""
-        query = self._split_heads(self.q_proj(hidden_states))
+        query = self.split_heads(self.q_proj(hidden_states))
         if past_key_values is not None and past_key_values.is_updated.get(self.layer_idx):
             layer = past_key_values.cross_attention_cache.layers[self.layer_idx]
             key, value = layer.keys, layer.values
         else:
-            key = self._split_heads(self.k_proj(encoder_hidden_states))
-            value = self._split_heads(self.v_proj(encoder_hidden_states))
+            key = self.split_heads(self.k_proj(encoder_hidden_states))
+            value = self.split_heads(self.v_proj(encoder_hidden_states))
             if past_key_values is not None:
                 key, value = past_key_values.cross_attention_cache.update(key, value, self.layer_idx)
                 past_key_values.is_updated[self.layer_idx] = True
-        output, weights = run_backend(self, query, key, value, encoder_attention_mask, **kwargs)
+        output, weights = self.run_backend(query, key, value, encoder_attention_mask, **kwargs)
         return self.o_proj(output.reshape(*hidden_states.shape[:-1], -1)), weights
-
-    def _split_heads(self, projected: Tensor) -> Tensor:
-        return projected.view(*projected.shape[:-1], -1, self.head_dim).transpose(1, 2)
-
-
-def run_backend(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
-) -> tuple[Tensor, Tensor | None]:
-    """transformers' attention function of `module.config`'s backend: (B, H, T, D), ... -> (B, T, H, D), weights."""
-    attend: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(
-        module.config._attn_implementation, eager_attention_forward
-    )
-    dropout = module.config.attention_dropout if module.training else 0.0
-    return attend(module, query, key, value, attention_mask, dropout=dropout, scaling=module.scaling, **kwargs)

@@ -209,7 +209,8 @@ class BaichuanModel(BaichuanPreTrainedModel):
         if config.type_vocab_size:
             self.embed_token_types = nn.Embedding(config.type_vocab_size, config.hidden_size)
         self.positions = build_positions(config)
-        self.embedding_norm = build_normalization(config) if config.embedding_norm else nn.Identity()
+        if config.embedding_norm:
+            self.embedding_norm = build_normalization(config)
         self.dropout = nn.Dropout(config.hidden_dropout)
         self.layers = nn.ModuleList(BaichuanDecoderLayer(config, index) for index in range(config.num_hidden_layers))
         attentions = [module for module in self.layers.modules() if isinstance(module, BaichuanAttention)]

@@ -49,7 +49,7 @@ class ScoreBias(Positions):
         self.config = config
 
     def scores(self, q_positions: Tensor, k_positions: Tensor) -> Tensor:
-        """The bias (H, T, S) of queries in columns (T,) and keys in columns (S,)."""
+        """The bias (H, T, S) of queries in columns (T,) and keys in columns (S,); each kind of bias has its own."""
         raise NotImplementedError
 
     def mask_options(self, hidden_states: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:

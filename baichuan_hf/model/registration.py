@@ -29,15 +29,14 @@ AUTO_CLASSES = {
     "AutoModelForImageClassification": BaichuanForImageClassification,
 }
 
-
 # Where transformers looks up a task by the name of a class: Trainer's label smoothing shifts the labels of these only.
 NAME_TABLES = {
-    "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES": BaichuanForCausalLM,
-    "MODEL_FOR_MASKED_LM_MAPPING_NAMES": BaichuanForMaskedLM,
-    "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES": BaichuanForSequenceClassification,
-    "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES": BaichuanForTokenClassification,
-    "MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES": BaichuanForQuestionAnswering,
-    "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES": BaichuanForImageClassification,
+    "AutoModelForCausalLM": "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
+    "AutoModelForMaskedLM": "MODEL_FOR_MASKED_LM_MAPPING_NAMES",
+    "AutoModelForSequenceClassification": "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",
+    "AutoModelForTokenClassification": "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES",
+    "AutoModelForQuestionAnswering": "MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES",
+    "AutoModelForImageClassification": "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES",
 }
 
 
@@ -56,6 +55,6 @@ def register() -> None:
     transformers.AutoConfig.register(BaichuanConfig.model_type, BaichuanConfig, exist_ok=True)
     for name, model_class in AUTO_CLASSES.items():
         getattr(transformers, name).register(BaichuanConfig, model_class, exist_ok=True)
-    for table, model_class in NAME_TABLES.items():
-        getattr(modeling_auto, table)[BaichuanConfig.model_type] = model_class.__name__
+    for name, table in NAME_TABLES.items():
+        getattr(modeling_auto, table)[BaichuanConfig.model_type] = AUTO_CLASSES[name].__name__
     transformers.AutoTokenizer.register(_TokenizerByName, fast_tokenizer_class=BaichuanTokenizer, exist_ok=True)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb, repeat_kv
 
-from .attention import BaichuanAttention, run_backend
+from .attention import BaichuanAttention
 from .configuration_baichuan import BaichuanConfig
 
 
@@ -27,11 +27,9 @@ class WindowedAttention(BaichuanAttention):
 
     def __init__(self, config: BaichuanConfig, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
-        width = config.num_attention_heads * self.head_dim
-        kv_width = config.num_key_value_heads * self.head_dim
-        self.q_global_proj = nn.Linear(config.hidden_size, width, bias=config.attention_bias)
-        self.k_global_proj = nn.Linear(config.hidden_size, kv_width, bias=config.attention_bias)
-        self.v_global_proj = nn.Linear(config.hidden_size, kv_width, bias=config.attention_bias)
+        self.q_global_proj = nn.Linear(config.hidden_size, self.width, bias=config.attention_bias)
+        self.k_global_proj = nn.Linear(config.hidden_size, self.kv_width, bias=config.attention_bias)
+        self.v_global_proj = nn.Linear(config.hidden_size, self.kv_width, bias=config.attention_bias)
 
     def attend(
         self,
@@ -72,7 +70,7 @@ class WindowedAttention(BaichuanAttention):
         is_global = torch.zeros_like(is_token).scatter(1, global_columns, True)
         seen = (near | is_global[:, None]) & is_token[:, None]  # (B, T, T)
         mask = torch.zeros_like(seen, dtype=query.dtype).masked_fill(~seen, torch.finfo(query.dtype).min)
-        return run_backend(self, query, key, value, mask[:, None])
+        return self.run_backend(query, key, value, mask[:, None])
 
     def _windowed_by_blocks(
         self, query: Tensor, key: Tensor, value: Tensor, is_token: Tensor, global_columns: Tensor
@@ -121,9 +119,9 @@ class WindowedAttention(BaichuanAttention):
     ) -> tuple[Tensor, Tensor | None]:
         """The output of the global tokens, (B, G, H, D), and their weights where the backend has them."""
         rows = torch.arange(len(hidden_states), device=hidden_states.device)[:, None]
-        query = self._split_heads(self.q_global_proj(hidden_states[rows, global_columns]))
-        key = self._split_heads(self.k_global_proj(hidden_states))
-        value = self._split_heads(self.v_global_proj(hidden_states))
+        query = self.split_heads(self.q_global_proj(hidden_states[rows, global_columns]))
+        key = self.split_heads(self.k_global_proj(hidden_states))
+        value = self.split_heads(self.v_global_proj(hidden_states))
         if position_embeddings is not None:
             cos, sin = (x.expand(len(hidden_states), -1, -1) for x in position_embeddings)
             query, _ = apply_rotary_pos_emb(query, query, cos[rows, global_columns], sin[rows, global_columns])
@@ -132,7 +130,7 @@ class WindowedAttention(BaichuanAttention):
         mask = mask.masked_fill(~is_token, torch.finfo(query.dtype).min)
         mask = mask[:, None, None].expand(-1, -1, query.shape[2], -1)
         if self.config._attn_implementation == "eager":
-            return run_backend(self, query, key, value, mask)
+            return self.run_backend(query, key, value, mask)
         key, value = repeat_kv(key, self.num_key_value_groups), repeat_kv(value, self.num_key_value_groups)
         dropout = self.config.attention_dropout if self.training else 0.0
         output = F.scaled_dot_product_attention(query, key, value, mask, dropout, scale=self.scaling)

@@ -57,6 +57,11 @@ class TrainArguments:
             raise ValueError(f"--max-length is {self.max_length}; it must be at least 1")
 
     @property
+    def sources(self) -> dict[str, str]:
+        """Where the rows of each split come from, to name in messages."""
+        return {"train": self.train_file, "test": self.eval_file or self.train_file}
+
+    @property
     def peft(self) -> bool:
         return self.lora or self.qlora
 

@@ -1,6 +1,5 @@
 """`--task classify`: one label for each text."""
 
-import dataclasses
 import functools
 import logging
 from collections import Counter
@@ -20,7 +19,7 @@ from transformers import (
 from ..checkpoints import resolve_model
 from ..data.tables import hold_out, load_train_and_test, require_columns
 from .arguments import TrainArguments
-from .trainer import add_adapters, check_output_dir, load_model, load_tokenizer, save_merged, train_and_save
+from .trainer import add_adapters, check_output_dir, load_model, load_tokenizer, train_and_save
 
 
 logger = logging.getLogger(__name__)
@@ -61,11 +60,7 @@ def train_classifier(arguments: TrainArguments, training_arguments: TrainingArgu
         data_collator=DataCollatorWithPadding(tokenizer),
         compute_metrics=functools.partial(classification_metrics, majority_label=majority_label),
     )
-    metrics = train_and_save(trainer, arguments, pipeline_tag="text-classification")
-    if arguments.merge and trainer.is_world_process_zero():
-        base = load(dataclasses.replace(arguments, lora=False, qlora=False, merge=False))
-        save_merged(base, tokenizer, str(training_arguments.output_dir))
-    return metrics
+    return train_and_save(trainer, arguments, load, pipeline_tag="text-classification")
 
 
 def classification_metrics(prediction: EvalPrediction, *, majority_label: int) -> dict[str, float]:
@@ -90,13 +85,13 @@ def load_labelled_texts(arguments: TrainArguments) -> DatasetDict:
     the source's own `validation` or `test` split, else a stratified share of the training rows.
     """
     splits = load_train_and_test(arguments.train_file, arguments.eval_file)
-    sources = {"train": arguments.train_file, "test": arguments.eval_file or arguments.train_file}
-    texts = {split: _texts_with_names(rows, arguments, sources[split]) for split, rows in splits.items()}
+    texts = {split: _texts_with_names(rows, arguments, arguments.sources[split]) for split, rows in splits.items()}
     names = _label_names(splits["train"], set(texts["train"]["label"]), arguments)
     for split, rows in texts.items():
         if unknown := sorted(set(rows["label"]) - set(names)):
+            allowed = ", ".join(map(repr, names))
             raise ValueError(
-                f"{sources[split]}: label {unknown[0]!r} is not among those to learn: {', '.join(map(repr, names))}"
+                f"{arguments.sources[split]}: label {unknown[0]!r} is not among those to learn: {allowed}"
             )
         texts[split] = rows.cast_column("label", ClassLabel(names=names))
     _warn_of_imbalance(texts["train"])

@@ -1,5 +1,6 @@
 """`--task pretrain` and `--task sft`: the next token of plain text, and of what an assistant says."""
 
+import functools
 import logging
 import math
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from transformers import (
     AutoModelForCausalLM,
     DataCollatorForSeq2Seq,
     DataCollatorWithFlattening,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
     TrainingArguments,
@@ -18,9 +20,9 @@ from transformers import (
 )
 
 from ..data.conversations import encode_conversation, to_messages
-from ..data.tables import SPLIT_SEED, load_train_and_test, require_columns
+from ..data.tables import SPLIT_SEED, check_fraction, load_train_and_test, require_columns
 from .arguments import TrainArguments, option
-from .trainer import add_adapters, check_output_dir, load_model, load_tokenizer, save_merged, train_and_save
+from .trainer import add_adapters, check_output_dir, load_model, load_tokenizer, train_and_save
 
 
 logger = logging.getLogger(__name__)
@@ -35,14 +37,25 @@ class LanguageModelArguments(TrainArguments):
     full_logits: bool = option(
         "Hold the logits of a whole batch for the loss, as transformers does, instead of a part at a time.", False
     )
+
+
+@dataclass
+class ChatArguments(LanguageModelArguments):
+    """What `--task sft` takes besides."""
+
     packing: bool = option(
-        "--task sft: put the conversations of a batch into one row without padding; they do not see each other.", False
+        "Put the conversations of a batch into one row without padding; they do not see each other.", False
     )
 
 
 class LanguageModelTrainer(Trainer):
     """Trainer whose label smoothing goes with a loss in chunks, where there are no logits to smooth afterwards, and
-    leaves the loss of an evaluation, and so its perplexity, as it is."""
+    leaves the loss of an evaluation as it is; from that it computes the perplexity."""
+
+    def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
+        metrics = super().evaluate(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        metrics[f"{metric_key_prefix}_perplexity"] = math.exp(min(metrics[f"{metric_key_prefix}_loss"], 700))
+        return metrics
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         smoother: Any = self.label_smoother  # type: ignore[has-type]
@@ -73,10 +86,10 @@ def pretrain(arguments: LanguageModelArguments, training_arguments: TrainingArgu
         raise ValueError(
             f"{arguments.train_file}: holds fewer than --max-length {arguments.max_length} tokens; make it smaller"
         )
-    return _train(arguments, training_arguments, tokenizer, rows, default_data_collator)
+    return _train_causal(arguments, training_arguments, tokenizer, rows, default_data_collator)
 
 
-def fine_tune_chat(arguments: LanguageModelArguments, training_arguments: TrainingArguments) -> dict[str, float]:
+def fine_tune_chat(arguments: ChatArguments, training_arguments: TrainingArguments) -> dict[str, float]:
     """Train on conversations, on what the assistant says in them.
 
     Returns and raises what `pretrain` does.
@@ -84,54 +97,66 @@ def fine_tune_chat(arguments: LanguageModelArguments, training_arguments: Traini
     check_output_dir(training_arguments, arguments)
     tokenizer = load_tokenizer(arguments)
     splits = with_eval_rows(load_train_and_test(arguments.train_file, arguments.eval_file), arguments)
-    sources = {"train": arguments.train_file, "test": arguments.eval_file or arguments.train_file}
     rows = DatasetDict(
-        {name: encode_chats(split, tokenizer, arguments, sources[name]) for name, split in splits.items()}
+        {name: encode_chats(split, tokenizer, arguments, arguments.sources[name]) for name, split in splits.items()}
     )
     collate: Callable[..., Any] = DataCollatorForSeq2Seq(tokenizer)
     if arguments.packing:
         collate = DataCollatorWithFlattening()
-    return _train(arguments, training_arguments, tokenizer, rows, collate)
+    return _train_causal(arguments, training_arguments, tokenizer, rows, collate)
 
 
-def _train(
+def _train_causal(
     arguments: LanguageModelArguments,
     training_arguments: TrainingArguments,
     tokenizer: PreTrainedTokenizerBase,
     rows: DatasetDict,
     collate: Callable[..., Any],
 ) -> dict[str, float]:
-    def load() -> Any:
-        model = load_model(AutoModelForCausalLM, arguments, training_arguments, tokenizer=tokenizer, use_cache=False)
-        if hasattr(model, "skip_logits"):
-            model.skip_logits = not arguments.full_logits
-        return model
+    load = functools.partial(
+        load_model,
+        AutoModelForCausalLM,
+        training_arguments=training_arguments,
+        tokenizer=tokenizer,
+        use_cache=False,
+    )
+    trainer = language_model_trainer(
+        load, arguments, training_arguments, tokenizer, rows, collate, task_type="CAUSAL_LM"
+    )
+    return train_and_save(trainer, arguments, load, pipeline_tag="text-generation")
 
+
+def language_model_trainer(
+    load: Callable[[TrainArguments], PreTrainedModel],
+    arguments: LanguageModelArguments,
+    training_arguments: TrainingArguments,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: DatasetDict,
+    collate: Callable[..., Any],
+    *,
+    task_type: str,
+) -> LanguageModelTrainer:
+    """The trainer of a language model, causal or masked, whose logits are held only if --full-logits asks for it."""
+    model = load(arguments)
+    if hasattr(model, "skip_logits"):
+        model.skip_logits = not arguments.full_logits
     # The logits of a whole evaluation would not fit; the loss is all that is asked for.
     training_arguments.prediction_loss_only = True
-    trainer = LanguageModelTrainer(
-        model=add_adapters(load(), arguments, task_type="CAUSAL_LM"),
+    return LanguageModelTrainer(
+        model=add_adapters(model, arguments, task_type=task_type),
         args=training_arguments,
         train_dataset=rows["train"],
         eval_dataset=rows.get("test"),
         processing_class=tokenizer,
         data_collator=collate,
     )
-    metrics = train_and_save(trainer, arguments, pipeline_tag="text-generation")
-    if "eval_loss" in metrics:
-        metrics["eval_perplexity"] = math.exp(min(metrics["eval_loss"], 700))
-        trainer.save_metrics("eval", {"eval_perplexity": metrics["eval_perplexity"]})
-    if arguments.merge and trainer.is_world_process_zero():
-        arguments.lora = arguments.qlora = arguments.merge = False
-        save_merged(load(), tokenizer, str(training_arguments.output_dir))
-    return metrics
 
 
 def load_texts(arguments: TrainArguments) -> DatasetDict:
     """`train` and, unless --eval-fraction is 0, `test`, with the one column `text`; empty rows are left out."""
     splits = load_train_and_test(arguments.train_file, arguments.eval_file)
     for name, split in splits.items():
-        source = arguments.eval_file if name == "test" and arguments.eval_file else arguments.train_file
+        source = arguments.sources[name]
         require_columns(split, {"--text-column": arguments.text_column}, source)
         texts = split.select_columns(arguments.text_column)
         if arguments.text_column != "text":
@@ -146,10 +171,7 @@ def with_eval_rows(splits: DatasetDict, arguments: TrainArguments) -> DatasetDic
     """`splits` with a `test` split: a share of the training rows, the same in every run, where there is none."""
     if "test" in splits or not arguments.eval_fraction:
         return splits
-    if not 0 < arguments.eval_fraction < 1:
-        raise ValueError(
-            f"--eval-fraction is {arguments.eval_fraction}; it must lie between 0 and 1 (0 turns evaluation off)"
-        )
+    check_fraction(arguments.eval_fraction)
     if len(splits["train"]) < 2:
         raise ValueError(
             f"{arguments.train_file}: one row cannot be divided; give --eval-file, or --eval-fraction 0 to train"

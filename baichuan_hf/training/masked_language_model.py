@@ -1,28 +1,30 @@
 """`--task mlm`: the words behind masks, by an encoder."""
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 from datasets import Dataset, DatasetDict
-from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers import (
+    AutoConfig,
+    AutoModelForMaskedLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainingArguments,
+)
 
 from ..checkpoints import resolve_model
 from ..data.masking import WholeWordMasking, split_words, word_numbers
 from ..model.configuration_baichuan import list_presets
 from .arguments import TrainArguments, option
-from .language_model import LanguageModelTrainer, load_texts
-from .trainer import add_adapters, check_output_dir, load_model, load_tokenizer, save_merged, train_and_save
+from .language_model import LanguageModelArguments, language_model_trainer, load_texts
+from .trainer import check_output_dir, load_model, load_tokenizer, train_and_save
 
 
 @dataclass
-class MaskedLanguageModelArguments(TrainArguments):
+class MaskedLanguageModelArguments(LanguageModelArguments):
     """What `--task mlm` takes besides."""
 
     mlm_probability: float = option("Share of the words that are hidden.", 0.15)
-    full_logits: bool = option(
-        "Hold the logits of a whole batch for the loss, as transformers does, instead of a part at a time.", False
-    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -48,34 +50,20 @@ def train_masked_language_model(
     )
     # The collator needs the column `words`, which is no argument of a model.
     training_arguments.remove_unused_columns = False
-    training_arguments.prediction_loss_only = True
 
-    def load() -> Any:
+    def load(arguments: TrainArguments) -> PreTrainedModel:
         model = load_model(
             AutoModelForMaskedLM, arguments, training_arguments, tokenizer=tokenizer, **_encoder_values(arguments)
         )
         if len(tokenizer) > model.config.vocab_size:
             model.resize_token_embeddings(len(tokenizer))
-        if hasattr(model, "skip_logits"):
-            model.skip_logits = not arguments.full_logits
         return model
 
-    trainer: Trainer = LanguageModelTrainer(
-        model=add_adapters(load(), arguments, task_type="FEATURE_EXTRACTION"),
-        args=training_arguments,
-        train_dataset=rows["train"],
-        eval_dataset=rows.get("test"),
-        processing_class=tokenizer,
-        data_collator=WholeWordMasking(tokenizer, arguments.mlm_probability),
+    collate = WholeWordMasking(tokenizer, arguments.mlm_probability)
+    trainer = language_model_trainer(
+        load, arguments, training_arguments, tokenizer, rows, collate, task_type="FEATURE_EXTRACTION"
     )
-    metrics = train_and_save(trainer, arguments, pipeline_tag="fill-mask")
-    if "eval_loss" in metrics:
-        metrics["eval_perplexity"] = math.exp(min(metrics["eval_loss"], 700))
-        trainer.save_metrics("eval", {"eval_perplexity": metrics["eval_perplexity"]})
-    if arguments.merge and trainer.is_world_process_zero():
-        arguments.lora = arguments.qlora = arguments.merge = False
-        save_merged(load(), tokenizer, str(training_arguments.output_dir))
-    return metrics
+    return train_and_save(trainer, arguments, load, pipeline_tag="fill-mask")
 
 
 def _encoder_values(arguments: TrainArguments) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from ..data.conversations import Message, to_messages
 from ..data.tables import load_train_and_test
 from .arguments import TrainArguments, option
 from .language_model import with_eval_rows
-from .trainer import add_adapters, check_output_dir, load_model, load_tokenizer, save_merged, train_and_save
+from .trainer import add_adapters, check_output_dir, load_model, load_tokenizer, train_and_save
 
 
 @dataclass
@@ -39,22 +39,21 @@ def train_preferences(arguments: PreferenceArguments, training_arguments: Traini
     check_output_dir(training_arguments, arguments)
     tokenizer = load_tokenizer(arguments)
     splits = with_eval_rows(load_train_and_test(arguments.train_file, arguments.eval_file), arguments)
-    sources = {"train": arguments.train_file, "test": arguments.eval_file or arguments.train_file}
-    rows = DatasetDict({name: to_pairs(split, sources[name]) for name, split in splits.items()})
+    rows = DatasetDict({name: to_pairs(split, arguments.sources[name]) for name, split in splits.items()})
 
-    def load() -> Any:
-        return load_model(AutoModelForCausalLM, arguments, training_arguments, tokenizer=tokenizer)
-
+    load = functools.partial(
+        load_model, AutoModelForCausalLM, training_arguments=training_arguments, tokenizer=tokenizer
+    )
     shared = {field.name for field in dataclasses.fields(TrainingArguments) if field.init}
     settings = {name: getattr(training_arguments, name) for name in shared}
-    model = load()
+    model = load(arguments)
     # TRL takes every model whose config can ask for router logits for one that has routers.
     experts = getattr(model.config, "num_local_experts", 0)
     settings["router_aux_loss_coef"] = model.config.router_aux_loss_coef if experts else 0.0
     model = add_adapters(model, arguments, task_type="CAUSAL_LM")
     trainer = DPOTrainer(
         model=model,
-        ref_model=None if arguments.peft else load(),
+        ref_model=None if arguments.peft else load(arguments),
         args=DPOConfig(**settings, beta=arguments.beta, max_length=arguments.max_length),
         train_dataset=rows["train"],
         eval_dataset=rows.get("test"),
@@ -65,11 +64,7 @@ def train_preferences(arguments: PreferenceArguments, training_arguments: Traini
             normalize_fused_head(trainer.accelerator.unwrap_model(patched))
     # Of TRL's own card the arguments are others, and the results missing.
     trainer.create_model_card = functools.partial(Trainer.create_model_card, trainer)
-    metrics = train_and_save(trainer, arguments, pipeline_tag="text-generation")
-    if arguments.merge and trainer.is_world_process_zero():
-        arguments.lora = arguments.qlora = arguments.merge = False
-        save_merged(load(), tokenizer, str(training_arguments.output_dir))
-    return metrics
+    return train_and_save(trainer, arguments, load, pipeline_tag="text-generation")
 
 
 def to_pairs(rows: Dataset, source: str) -> Dataset:

@@ -1,6 +1,5 @@
 """`--task qa`: find the answer to a question in a text."""
 
-import dataclasses
 import functools
 import json
 import logging
@@ -36,7 +35,7 @@ from ..data.questions import (
 )
 from ..data.tables import SPLIT_SEED, load_train_and_test, require_columns
 from .arguments import TrainArguments, option
-from .trainer import add_adapters, check_output_dir, load_model, load_tokenizer, save_merged, train_and_save
+from .trainer import add_adapters, check_output_dir, load_model, load_tokenizer, train_and_save
 
 
 logger = logging.getLogger(__name__)
@@ -116,15 +115,10 @@ def train_question_answering(arguments: QuestionArguments, training_arguments: T
         data_collator=DataCollatorWithPadding(tokenizer),
         compute_metrics=compute_metrics,
     )
-    metrics = train_and_save(trainer, arguments, pipeline_tag="question-answering")
-    if trainer.is_world_process_zero():
-        output_dir = str(training_arguments.output_dir)
-        if predictions:
-            text = json.dumps(predictions, ensure_ascii=False, indent=2)
-            (Path(output_dir) / "predictions.json").write_text(text + "\n", encoding="utf-8")
-        if arguments.merge:
-            base = load(dataclasses.replace(arguments, lora=False, qlora=False, merge=False))
-            save_merged(base, tokenizer, output_dir)
+    metrics = train_and_save(trainer, arguments, load, pipeline_tag="question-answering")
+    if predictions and trainer.is_world_process_zero():
+        text = json.dumps(predictions, ensure_ascii=False, indent=2)
+        (Path(str(training_arguments.output_dir)) / "predictions.json").write_text(text + "\n", encoding="utf-8")
     return metrics
 
 
@@ -217,8 +211,7 @@ def load_questions(arguments: QuestionArguments) -> DatasetDict:
     with all their questions, is held out.
     """
     splits = load_train_and_test(arguments.train_file, arguments.eval_file, load=load_question_splits)
-    sources = {"train": arguments.train_file, "test": arguments.eval_file or arguments.train_file}
-    rows = {split: _questions(splits[split], arguments, sources[split]) for split in splits}
+    rows = {split: _questions(splits[split], arguments, arguments.sources[split]) for split in splits}
     if "test" not in rows and arguments.eval_fraction:
         rows |= _hold_out_texts(rows["train"], arguments)
     rows["train"] = _answered_rows(rows["train"], arguments.train_file)

@@ -1,7 +1,6 @@
 """`--task tag`: a tag for each word, as in named entity recognition."""
 
 import ast
-import dataclasses
 import functools
 import logging
 from collections.abc import Sequence
@@ -27,7 +26,7 @@ from ..checkpoints import resolve_model
 from ..data.tables import hold_out, load_train_and_test, require_columns
 from ..data.tagging import encode_words, find_entities, load_tagged_splits
 from .arguments import TrainArguments, option
-from .trainer import add_adapters, check_output_dir, load_model, load_tokenizer, save_merged, train_and_save
+from .trainer import add_adapters, check_output_dir, load_model, load_tokenizer, train_and_save
 
 
 logger = logging.getLogger(__name__)
@@ -85,11 +84,7 @@ def train_tagger(arguments: TagArguments, training_arguments: TrainingArguments)
         # Else the logits of the whole evaluation would be held.
         preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(-1),
     )
-    metrics = train_and_save(trainer, arguments, pipeline_tag="token-classification")
-    if arguments.merge and trainer.is_world_process_zero():
-        base = load(dataclasses.replace(arguments, lora=False, qlora=False, merge=False))
-        save_merged(base, tokenizer, str(training_arguments.output_dir))
-    return metrics
+    return train_and_save(trainer, arguments, load, pipeline_tag="token-classification")
 
 
 @torch.no_grad()
@@ -133,14 +128,12 @@ def load_tagged_sentences(arguments: TagArguments) -> tuple[DatasetDict, list[st
     Sentences without words are left out, with a warning.
     """
     splits = load_train_and_test(arguments.train_file, arguments.eval_file, load=load_tagged_splits)
-    sources = {"train": arguments.train_file, "test": arguments.eval_file or arguments.train_file}
-    rows = {split: _words_with_tags(splits[split], arguments, sources[split]) for split in splits}
+    rows = {split: _words_with_tags(splits[split], arguments, arguments.sources[split]) for split in splits}
     names = _tag_names(splits["train"], rows["train"], arguments)
     for split in rows:
         if unknown := sorted({tag for tags in rows[split]["tags"] for tag in tags} - set(names)):
-            raise ValueError(
-                f"{sources[split]}: tag {unknown[0]!r} is not among those to learn: {', '.join(map(repr, names))}"
-            )
+            allowed = ", ".join(map(repr, names))
+            raise ValueError(f"{arguments.sources[split]}: tag {unknown[0]!r} is not among those to learn: {allowed}")
     if "test" in rows or not arguments.eval_fraction:
         return DatasetDict(rows), names
     return hold_out(rows["train"], arguments.eval_fraction), names
@@ -222,7 +215,7 @@ def _encode(
         logger.warning(
             "%s: %d of %d sentences lose words, %d in all, that --max-length %d cuts off or that are empty; in"
             " evaluation they count as tagged O",
-            arguments.eval_file if split == "test" and arguments.eval_file else arguments.train_file,
+            arguments.sources[split],
             sum(map(bool, lost)),
             len(rows),
             sum(lost),

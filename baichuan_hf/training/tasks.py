@@ -8,7 +8,7 @@ from transformers import TrainingArguments
 
 from .arguments import TrainArguments
 from .classify import train_classifier
-from .language_model import LanguageModelArguments, fine_tune_chat, pretrain
+from .language_model import ChatArguments, LanguageModelArguments, fine_tune_chat, pretrain
 from .masked_language_model import MaskedLanguageModelArguments, train_masked_language_model
 from .preferences import PreferenceArguments, train_preferences
 from .question_answering import QuestionArguments, train_question_answering
@@ -19,9 +19,8 @@ from .tag import TagArguments, train_tagger
 class Task:
     """A recipe: from arguments to metrics, those of all_results.json."""
 
-    train: Callable[[Any, Any], dict[str, float]]
+    train: Callable[[Any, TrainingArguments], dict[str, float]]
     arguments: type[TrainArguments] = TrainArguments
-    training_arguments: type[TrainingArguments] = TrainingArguments
 
 
 TASKS: dict[str, Task] = {
@@ -29,7 +28,7 @@ TASKS: dict[str, Task] = {
     "dpo": Task(train_preferences, PreferenceArguments),
     "mlm": Task(train_masked_language_model, MaskedLanguageModelArguments),
     "pretrain": Task(pretrain, LanguageModelArguments),
-    "sft": Task(fine_tune_chat, LanguageModelArguments),
+    "sft": Task(fine_tune_chat, ChatArguments),
     "tag": Task(train_tagger, TagArguments),
     "qa": Task(train_question_answering, QuestionArguments),
 }

@@ -1,5 +1,7 @@
 """What every training task shares: the model with its adapters, resuming, and what is written at the end."""
 
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -154,11 +156,18 @@ def check_output_dir(training_arguments: TrainingArguments, arguments: TrainArgu
         raise ValueError(f"--output-dir {folder}: holds {kind} of an earlier run ({file}); give another folder")
 
 
-def train_and_save(trainer: Trainer, arguments: TrainArguments, *, pipeline_tag: str) -> dict[str, float]:
+def train_and_save(
+    trainer: Trainer,
+    arguments: TrainArguments,
+    load: Callable[[TrainArguments], PreTrainedModel],
+    *,
+    pipeline_tag: str,
+) -> dict[str, float]:
     """Train, evaluate where there are rows for it, and write what transformers' example scripts write.
 
-    Into --output-dir: model (or adapter) and tokenizer, all_results.json, trainer_state.json, loss.png, README.md.
-    Returns the metrics of all_results.json. Raises NonFiniteLossError at the first loss that is no number.
+    Into --output-dir: model (or adapter) and tokenizer, all_results.json, trainer_state.json, loss.png, README.md;
+    with --merge the merged model, for which `load` gives the model that the adapter adapts. Returns the metrics of
+    all_results.json. Raises NonFiniteLossError at the first loss that is no number.
     """
     watch_loss(trainer)
     metrics = trainer.train(resume_from_checkpoint=checkpoint_to_resume(trainer.args, trainer.model)).metrics
@@ -176,6 +185,9 @@ def train_and_save(trainer: Trainer, arguments: TrainArguments, *, pipeline_tag:
         trainer.push_to_hub(**card)
     else:
         trainer.create_model_card(**card)
+    if arguments.merge and trainer.is_world_process_zero():
+        base = load(dataclasses.replace(arguments, lora=False, qlora=False, merge=False))
+        save_merged(base, trainer.processing_class, str(trainer.args.output_dir))
     return metrics
 
 

@@ -25,17 +25,13 @@ common = upstream("test_modeling_common")
 ConfigTester = upstream("test_configuration_common").ConfigTester
 TrainingTesterMixin = upstream("test_training_mixin").TrainingTesterMixin
 
-# The common tests tell a model's task by its class name in these tables, which list transformers' own models only.
-TASK_TABLES = {
-    "MODEL_MAPPING_NAMES": BaichuanModel,
-    "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES": BaichuanForCausalLM,
-    "MODEL_FOR_MASKED_LM_MAPPING_NAMES": BaichuanForMaskedLM,
-    "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES": BaichuanForSequenceClassification,
-    "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES": BaichuanForTokenClassification,
-    "MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES": BaichuanForQuestionAnswering,
-}
-
-ENCODER_CLASSES = tuple(model_class for model_class in TASK_TABLES.values() if model_class != BaichuanForCausalLM)
+# Of decoders and encoders alike.
+SHARED_CLASSES = (
+    BaichuanModel,
+    BaichuanForSequenceClassification,
+    BaichuanForTokenClassification,
+    BaichuanForQuestionAnswering,
+)
 
 # Configurations beside `FAMILIES`: what GPT-2, BERT, Mixtral and T5's encoder are made of.
 COMPONENTS = {
@@ -124,9 +120,7 @@ class Conformance(common.ModelTesterMixin, TrainingTesterMixin):
         ),
     } | WITHOUT_EXPERTS
     model_tester = None  # abstract in TrainingTesterMixin
-    all_model_classes = tuple(
-        model_class for model_class in TASK_TABLES.values() if model_class != BaichuanForMaskedLM
-    )
+    all_model_classes = (*SHARED_CLASSES, BaichuanForCausalLM)
     # The test guesses from a copyright line whether a model is too old for it; 5.16 has no such switch and skips it.
     test_can_init_all_missing_weights_before_2023 = True
 
@@ -138,9 +132,9 @@ class Conformance(common.ModelTesterMixin, TrainingTesterMixin):
 
     def setUp(self) -> None:
         self.model_tester = ModelTester(self.family)
-        for table, model_class in TASK_TABLES.items():
-            names = {BaichuanConfig.model_type: model_class.__name__}
-            self.enterContext(mock.patch.dict(getattr(modeling_auto, table), names))
+        # The tests tell a model's task by its class name in tables; the package is in all of them but this.
+        names = {BaichuanConfig.model_type: BaichuanModel.__name__}
+        self.enterContext(mock.patch.dict(modeling_auto.MODEL_MAPPING_NAMES, names))
 
     def test_config(self) -> None:
         sizes = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2, "vocab_size": 128}
@@ -168,7 +162,7 @@ class Gpt2Test(Conformance, unittest.TestCase):
 
 
 class EncoderConformance(Conformance):
-    all_model_classes = ENCODER_CLASSES
+    all_model_classes = (*SHARED_CLASSES, BaichuanForMaskedLM)
     expected_failures = Conformance.expected_failures | WITHOUT_ROPE
     del expected_failures["test_generation_tester_mixin_inheritance"]  # of models that generate
 

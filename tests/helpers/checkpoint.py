@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import TrainingArguments
 
 from .models import golden_folder, tiny_config
 
@@ -20,6 +21,12 @@ def save_checkpoint(folder: Path, **overrides: Any) -> Path:
     model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def quiet_arguments(folder: Path, **values: Any) -> TrainingArguments:
+    """`TrainingArguments` of a short run on the CPU that writes into `folder`, with neither checkpoints nor a bar."""
+    quiet = {"save_strategy": "no", "use_cpu": True, "disable_tqdm": True, "report_to": "none"}
+    return TrainingArguments(output_dir=str(folder), **(quiet | values))
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> Path:

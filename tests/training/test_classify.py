@@ -8,14 +8,14 @@ import torch
 from datasets import ClassLabel, Dataset
 from peft import AutoPeftModelForSequenceClassification
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification, EvalPrediction, Trainer, TrainingArguments, pipeline
+from transformers import AutoModelForSequenceClassification, EvalPrediction, Trainer, pipeline
 
 import baichuan_hf
 from baichuan_hf.training import TrainArguments, train, train_classifier
 from baichuan_hf.training.classify import classification_metrics, load_labelled_texts
 from baichuan_hf.training.trainer import add_adapters
 from tests.helpers import tiny_config
-from tests.helpers.checkpoint import reviews, save_checkpoint, write_csv
+from tests.helpers.checkpoint import quiet_arguments, reviews, save_checkpoint, write_csv
 
 
 def ours(train_file, **values):
@@ -24,15 +24,8 @@ def ours(train_file, **values):
 
 
 def theirs(folder, **values):
-    defaults = {
-        "num_train_epochs": 4,
-        "per_device_train_batch_size": 4,
-        "learning_rate": 5e-3,
-        "save_strategy": "no",
-        "use_cpu": True,
-        "disable_tqdm": True,
-    }
-    return TrainingArguments(output_dir=str(folder), **(defaults | values))
+    defaults = {"num_train_epochs": 4, "per_device_train_batch_size": 4, "learning_rate": 5e-3}
+    return quiet_arguments(folder, **(defaults | values))
 
 
 METHODS = [pytest.param({}, id="full"), pytest.param({"lora": True, "lora_dropout": 0.1, "lora_r": 4}, id="lora")]

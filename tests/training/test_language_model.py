@@ -7,12 +7,14 @@ import torch
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorWithFlattening, TrainingArguments
+from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorWithFlattening
 
 from baichuan_hf import BaichuanForCausalLM, BaichuanTokenizer, bundled_checkpoint
 from baichuan_hf.training import train
-from baichuan_hf.training.language_model import LanguageModelArguments, encode_chats, pack_texts
+from baichuan_hf.training.language_model import encode_chats, pack_texts
+from baichuan_hf.training.tasks import find_task
 from tests.helpers import tiny_config
+from tests.helpers.checkpoint import quiet_arguments
 
 
 TEXTS = [
@@ -30,20 +32,12 @@ def tokenizer():
 
 def ours(task, train_file, **values):
     values = {"max_length": 24, "eval_fraction": 0.25} | values
-    return LanguageModelArguments(task=task, train_file=str(train_file), **values)
+    return find_task(task).arguments(task=task, train_file=str(train_file), **values)
 
 
 def theirs(folder, **values):
-    defaults = {
-        "max_steps": 30,
-        "per_device_train_batch_size": 4,
-        "learning_rate": 5e-3,
-        "save_strategy": "no",
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "report_to": "none",
-    }
-    return TrainingArguments(output_dir=str(folder), **(defaults | values))
+    defaults = {"max_steps": 30, "per_device_train_batch_size": 4, "learning_rate": 5e-3}
+    return quiet_arguments(folder, **(defaults | values))
 
 
 @pytest.fixture
@@ -104,6 +98,8 @@ def test_pretrain_learns_and_continues(text_file, tmp_path):
     metrics = train(ours("pretrain", text_file), theirs(tmp_path / "out"))
     results = json.loads((tmp_path / "out" / "all_results.json").read_text())
     assert results["eval_perplexity"] == pytest.approx(2.718281828 ** results["eval_loss"])
+    evaluation = json.loads((tmp_path / "out" / "eval_results.json").read_text())
+    assert evaluation.keys() >= {"eval_loss", "eval_perplexity"}
     arguments = ours("pretrain", text_file, model=str(tmp_path / "out"))
     again = train(arguments, theirs(tmp_path / "more", learning_rate=5e-4))
     assert again["eval_loss"] < metrics["eval_loss"] < 3

@@ -5,13 +5,14 @@ import json
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoModelForMaskedLM, AutoTokenizer, TrainingArguments, pipeline
+from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 
 from baichuan_hf import BaichuanTokenizer, bundled_checkpoint
 from baichuan_hf.data import masking
 from baichuan_hf.data.masking import WholeWordMasking, split_words, word_numbers
 from baichuan_hf.training import train
 from baichuan_hf.training.masked_language_model import MaskedLanguageModelArguments, encode_words
+from tests.helpers.checkpoint import quiet_arguments
 
 
 TEXT = "The unbelievable cats, 春天来了 42 times 😀"
@@ -79,10 +80,8 @@ def run(tmp_path, text_file, folder, **values):
         "eval_on_start": True,
         "learning_rate": 5e-3,
         "per_device_train_batch_size": 8,
-        "save_strategy": "no",
     }
-    quiet = {"use_cpu": True, "disable_tqdm": True, "report_to": "none"}
-    return train(arguments, TrainingArguments(str(tmp_path / folder), **options, **quiet))
+    return train(arguments, quiet_arguments(tmp_path / folder, **options))
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from baichuan_hf.adapters.trl import normalize_fused_head
 from baichuan_hf.training import train
 from baichuan_hf.training.preferences import PreferenceArguments, to_pairs
 from tests.helpers import tiny_config
+from tests.helpers.checkpoint import quiet_arguments
 
 
 needs_trl = pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="pip install 'baichuan-hf[trl]'")
@@ -94,9 +95,8 @@ def test_the_better_answer_becomes_likelier(tmp_path, method):
     rows = [{"prompt": f"Say {n}.", "chosen": f"It is {n}.", "rejected": f"{n}? No idea."} for n in range(32)]
     (tmp_path / "pairs.json").write_text(json.dumps(rows), "utf-8")
     arguments = PreferenceArguments("dpo", str(tmp_path / "pairs.json"), max_length=32, **method)
-    options = {"max_steps": 20, "learning_rate": 1e-3, "per_device_train_batch_size": 4, "save_strategy": "no"}
-    quiet = {"use_cpu": True, "disable_tqdm": True, "report_to": "none"}
-    metrics = train(arguments, TrainingArguments(str(tmp_path / "out"), **options, **quiet))
+    options = {"max_steps": 20, "learning_rate": 1e-3, "per_device_train_batch_size": 4}
+    metrics = train(arguments, quiet_arguments(tmp_path / "out", **options))
     assert metrics["eval_rewards/accuracies"] == 1.0
     folder = tmp_path / "out" / "merged" if method else tmp_path / "out"
     assert AutoModelForCausalLM.from_pretrained(folder).config.normalize_lm_head

@@ -8,7 +8,7 @@ import pytest
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file
-from transformers import AutoModelForQuestionAnswering, AutoTokenizer, TrainingArguments
+from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
 from baichuan_hf.training import train
 from baichuan_hf.training.question_answering import (
@@ -18,7 +18,7 @@ from baichuan_hf.training.question_answering import (
     load_questions,
     predict_answers,
 )
-from tests.helpers.checkpoint import save_checkpoint
+from tests.helpers.checkpoint import quiet_arguments, save_checkpoint
 
 
 ANSWERS = {"谁？": ["李明", "𪚥生"], "哪里？": ["北京", "上海"]}
@@ -60,15 +60,8 @@ def ours(train_file, **values):
 
 
 def theirs(folder, **values):
-    defaults = {
-        "num_train_epochs": 10,
-        "per_device_train_batch_size": 8,
-        "learning_rate": 1e-2,
-        "save_strategy": "no",
-        "use_cpu": True,
-        "disable_tqdm": True,
-    }
-    return TrainingArguments(output_dir=str(folder), **(defaults | values))
+    defaults = {"num_train_epochs": 10, "per_device_train_batch_size": 8, "learning_rate": 1e-2}
+    return quiet_arguments(folder, **(defaults | values))
 
 
 @pytest.fixture(scope="module")

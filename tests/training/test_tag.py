@@ -8,11 +8,11 @@ import torch
 from datasets import ClassLabel, Dataset, Features, Value
 from datasets import Sequence as ListOf
 from safetensors.torch import load_file
-from transformers import AutoModelForTokenClassification, AutoTokenizer, TrainingArguments
+from transformers import AutoModelForTokenClassification, AutoTokenizer
 
 from baichuan_hf.training import train
 from baichuan_hf.training.tag import TagArguments, load_tagged_sentences, predict_tags, tagging_metrics
-from tests.helpers.checkpoint import save_checkpoint, write_csv
+from tests.helpers.checkpoint import quiet_arguments, save_checkpoint, write_csv
 
 
 NAMES = {"PER": ["李明", "𪚥生"], "LOC": ["北京", "上海"]}
@@ -50,15 +50,8 @@ def ours(train_file, **values):
 
 
 def theirs(folder, **values):
-    defaults = {
-        "num_train_epochs": 6,
-        "per_device_train_batch_size": 4,
-        "learning_rate": 1e-2,
-        "save_strategy": "no",
-        "use_cpu": True,
-        "disable_tqdm": True,
-    }
-    return TrainingArguments(output_dir=str(folder), **(defaults | values))
+    defaults = {"num_train_epochs": 6, "per_device_train_batch_size": 4, "learning_rate": 1e-2}
+    return quiet_arguments(folder, **(defaults | values))
 
 
 def test_full_fine_tuning_learns_and_writes_a_loadable_model(checkpoint, conll, tmp_path):

@@ -4,21 +4,20 @@ import re
 
 import pytest
 import torch
-from transformers import TrainingArguments
 
 from baichuan_hf import BaichuanForCausalLM
 from baichuan_hf.training import TrainArguments, train_classifier
 from baichuan_hf.training.plot import plot_history
 from baichuan_hf.training.watch import NonFiniteLossError, first_non_finite
 from tests.helpers import tiny_config
+from tests.helpers.checkpoint import quiet_arguments
 
 
 def run(checkpoint, reviews_csv, folder, **values):
     arguments = TrainArguments(
         "classify", str(reviews_csv), str(checkpoint), text_column="review", label_column="stars"
     )
-    options = {"max_steps": 4, "use_cpu": True, "disable_tqdm": True, "report_to": "none", "logging_steps": 1}
-    return train_classifier(arguments, TrainingArguments(str(folder), **(options | values)))
+    return train_classifier(arguments, quiet_arguments(folder, **({"max_steps": 4, "logging_steps": 1} | values)))
 
 
 def test_a_run_that_diverges_stops(checkpoint, reviews_csv, tmp_path):
