@@ -30,7 +30,8 @@ def register_lora_targets() -> None:
 
 
 def _add_targets(constants: ModuleType) -> None:
-    getattr(constants, _MAPPING).setdefault("baichuan", LORA_TARGETS)
+    for model_type in ("baichuan", "encoder-decoder"):
+        getattr(constants, _MAPPING).setdefault(model_type, LORA_TARGETS)
 
 
 class _PeftFinder(importlib.abc.MetaPathFinder):

@@ -99,10 +99,13 @@ def _show_arguments(*, everything: bool) -> None:
     ours = dataclasses.fields(TrainArguments)
     shared = {field.name: field.default for field in ours}
     theirs = {field.name: field for field in dataclasses.fields(TrainingArguments) if field.init}
+    base = {field.name for field in dataclasses.fields(TrainingArguments)}
     console.print(_panel(f"Model, data and adapters (tasks: {', '.join(TASKS)})", ours))
     for name, task in TASKS.items():
         fields = dataclasses.fields(task.arguments)
-        if own := [field for field in fields if field.name not in shared or field.default != shared[field.name]]:
+        own = [field for field in fields if field.name not in shared or field.default != shared[field.name]]
+        own += [field for field in dataclasses.fields(task.training_arguments) if field.name not in base]
+        if own:
             console.print(_panel(f"--task {name}", own))
     if everything:
         console.print(_panel("transformers.TrainingArguments", theirs.values()))

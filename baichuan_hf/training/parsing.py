@@ -27,12 +27,13 @@ def parse_arguments(words: Sequence[str]) -> tuple[TrainArguments, TrainingArgum
     if words and Path(words[0]).suffix in (".yaml", ".yml"):
         words = [*_yaml_words(Path(words[0])), *words[1:]]
     task = find_task(_task_name(words))
-    parser = _Parser((task.arguments, TrainingArguments), allow_abbrev=False)
+    kinds = (task.arguments, task.training_arguments)
+    parser = _Parser(kinds, allow_abbrev=False)
     ours, theirs, unknown = parser.parse_args_into_dataclasses(
         words, return_remaining_strings=True, look_for_args_file=False
     )
     if unknown:
-        names = ["--" + f.name.replace("_", "-") for kind in (task.arguments, TrainingArguments) for f in fields(kind)]
+        names = ["--" + f.name.replace("_", "-") for kind in kinds for f in fields(kind)]
         close = difflib.get_close_matches(unknown[0].split("=")[0].replace("_", "-"), names, n=1)
         meant = f"did you mean {close[0]}?" if close else "see baichuan-hf train --help-all"
         raise ValueError(f"unknown argument {unknown[0]!r}; {meant}")

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import TrainingArguments
+from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
 from .arguments import TrainArguments
 from .classify import train_classifier
@@ -12,6 +12,7 @@ from .language_model import ChatArguments, LanguageModelArguments, fine_tune_cha
 from .masked_language_model import MaskedLanguageModelArguments, train_masked_language_model
 from .preferences import PreferenceArguments, train_preferences
 from .question_answering import QuestionArguments, train_question_answering
+from .seq2seq import Seq2SeqArguments, train_seq2seq
 from .tag import TagArguments, train_tagger
 
 
@@ -19,8 +20,9 @@ from .tag import TagArguments, train_tagger
 class Task:
     """A recipe: from arguments to metrics, those of all_results.json."""
 
-    train: Callable[[Any, TrainingArguments], dict[str, float]]
+    train: Callable[[Any, Any], dict[str, float]]
     arguments: type[TrainArguments] = TrainArguments
+    training_arguments: type[TrainingArguments] = TrainingArguments
 
 
 TASKS: dict[str, Task] = {
@@ -28,6 +30,7 @@ TASKS: dict[str, Task] = {
     "dpo": Task(train_preferences, PreferenceArguments),
     "mlm": Task(train_masked_language_model, MaskedLanguageModelArguments),
     "pretrain": Task(pretrain, LanguageModelArguments),
+    "seq2seq": Task(train_seq2seq, Seq2SeqArguments, Seq2SeqTrainingArguments),
     "sft": Task(fine_tune_chat, ChatArguments),
     "tag": Task(train_tagger, TagArguments),
     "qa": Task(train_question_answering, QuestionArguments),

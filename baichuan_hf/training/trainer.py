@@ -19,6 +19,7 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
+from transformers.distributed import DistributedConfig
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import is_bitsandbytes_available
 
@@ -29,8 +30,8 @@ from .plot import plot_history
 from .watch import watch_loss
 
 
-# Kept in full precision under --qlora: a head that starts from random weights must be trained itself.
-HEADS = ["score", "classifier", "qa_outputs", "lm_head"]
+# Kept in full precision under --qlora: what starts from random weights must be trained itself.
+HEADS = ["score", "classifier", "qa_outputs", "lm_head", "cross_attn"]
 
 
 def load_tokenizer(arguments: TrainArguments) -> PreTrainedTokenizerBase:
@@ -70,8 +71,21 @@ def load_model(
         resolve_model(arguments.model),
         dtype=torch.bfloat16 if arguments.peft and training_arguments.bf16 else torch.float32,
         quantization_config=_nf4(training_arguments) if arguments.qlora else None,
+        distributed_config=_mesh(arguments.tensor_parallel_size, training_arguments.world_size),
         **config_values,
     )
+
+
+def _mesh(size: int, world_size: int) -> DistributedConfig | None:
+    """How `world_size` processes divide the model: in groups of `size`, each of which holds all of it."""
+    if size == 1:
+        return None
+    if size < 1 or world_size % size:
+        raise ValueError(
+            f"--tensor-parallel-size {size}: there are {world_size} processes, no multiple of it; start the command"
+            f" with torchrun --nproc-per-node {max(size, 2)} -m baichuan_hf.cli.main train ..."
+        )
+    return DistributedConfig(tp_size=size, fsdp_size=world_size // size)
 
 
 def _nf4(training_arguments: TrainingArguments) -> BitsAndBytesConfig:
@@ -97,6 +111,7 @@ def add_adapters(model: PreTrainedModel, arguments: TrainArguments, *, task_type
                 f" {len(stacked) - 1} more), and would be trained around in float32: use --lora"
             )
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
     target = arguments.lora_target_modules
     config = LoraConfig(
         task_type=task_type,
@@ -105,7 +120,7 @@ def add_adapters(model: PreTrainedModel, arguments: TrainArguments, *, task_type
         lora_dropout=arguments.lora_dropout,
         target_modules="all-linear" if target == ["all-linear"] else target,
         # PEFT names these heads itself, but too late for those that `all-linear` would otherwise adapt as well.
-        modules_to_save=[name for name in HEADS if name != "lm_head" and hasattr(model, name)] or None,
+        modules_to_save=[name for name in HEADS if name != "lm_head" and name in names] or None,
     )
     return get_peft_model(model, config)
 
