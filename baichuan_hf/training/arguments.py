@@ -47,8 +47,15 @@ class TrainArguments:
         " --config-overrides; to load the adapter alone they must be given again.",
         False,
     )
+    tensor_parallel_size: int = option(
+        "Divide every matrix among this many processes of `accelerate launch` or `torchrun`; the others take shares of"
+        " the batch. Needs --save-only-model true: such runs cannot be resumed yet.",
+        1,
+    )
 
     def __post_init__(self) -> None:
+        if self.tensor_parallel_size > 1 and (self.from_scratch or self.peft):
+            raise ValueError("--tensor-parallel-size divides trained weights: not with --from-scratch, --lora, --qlora")
         if self.merge and not self.peft:
             raise ValueError("--merge folds adapters into the model: it needs --lora or --qlora")
         if self.from_scratch and self.peft:
