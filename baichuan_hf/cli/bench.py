@@ -118,6 +118,41 @@ def scaling(
 
 
 @bench.command()
+def parallel(
+    rows: Rows = Path("outputs/bench/parallel.csv"),
+    way: Annotated[
+        list[str] | None, typer.Option(help="ddp, fsdp2, tp or cp; may be given often. By default all.")
+    ] = None,
+    shape: Annotated[str, typer.Option(help="tiny, or 1b: 1.1 billion weights.")] = "1b",
+    processes: Annotated[int, typer.Option(min=2, help="That share the work.")] = 2,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows of a step, of all processes together.")] = 16,
+    length: Annotated[int, typer.Option(min=8, help="Tokens of a row.")] = 2048,
+    steps: Annotated[int, typer.Option(min=5, help="Of the optimiser.")] = 15,
+    device: Device = "auto",
+) -> None:
+    """Tokens a second, memory and losses of training by several GPUs, in each way, next to those of one.
+
+    Example: [bold]baichuan-hf bench parallel --way ddp --way fsdp2[/]
+    """
+    from ..benchmarks import parallel as case
+    from .main import fail
+
+    failed = case.measure_parallel(
+        rows,
+        ways=way or case.WAYS,
+        shape=shape,
+        processes=processes,
+        batch_size=batch_size,
+        length=length,
+        steps=steps,
+        device=_device(device),
+        command=_command(),
+    )
+    if failed:
+        fail(f"{len(failed)} ways failed: {'; '.join(failed)}")
+
+
+@bench.command()
 def ratio(
     before: Annotated[Path, typer.Option(help="Folder with the other version's [bold]baichuan_hf[/].")],
     label: Annotated[str, typer.Option(help="What the rows call the other version: its commit or number.")],
