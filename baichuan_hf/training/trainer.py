@@ -96,7 +96,7 @@ def _nf4(training_arguments: TrainingArguments) -> BitsAndBytesConfig:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16 if training_arguments.bf16 else torch.float32,
-        llm_int8_skip_modules=HEADS,
+        llm_int8_skip_modules=[rf"(.*\.)?{name}" for name in HEADS],
     )
 
 
