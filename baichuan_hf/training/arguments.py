@@ -47,6 +47,14 @@ class TrainArguments:
         " --config-overrides; to load the adapter alone they must be given again.",
         False,
     )
+    early_stopping_patience: int | None = option(
+        "Stop when so many evaluations in a row were no better; needs --load-best-model-at-end and --eval-strategy."
+    )
+    lr_step_size: int | None = option(
+        "Multiply the learning rate by --lr-step-gamma every so many steps (torch's StepLR), in place of"
+        " --lr-scheduler-type."
+    )
+    lr_step_gamma: float = option("See --lr-step-size.", 0.1)
     tensor_parallel_size: int = option(
         "Divide every matrix among this many processes of `accelerate launch` or `torchrun`; the others take shares of"
         " the batch. Needs --save-only-model true: such runs cannot be resumed yet.",
@@ -55,7 +63,7 @@ class TrainArguments:
 
     def __post_init__(self) -> None:
         if self.tensor_parallel_size > 1 and (self.from_scratch or self.peft):
-            raise ValueError("--tensor-parallel-size divides trained weights: not with --from-scratch, --lora, --qlora")
+            raise ValueError("--tensor-parallel-size divides trained weights: not --from-scratch, --lora or --qlora")
         if self.merge and not self.peft:
             raise ValueError("--merge folds adapters into the model: it needs --lora or --qlora")
         if self.from_scratch and self.peft:

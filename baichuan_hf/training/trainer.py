@@ -9,10 +9,12 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, prepare_model_for_kbit_training
 from safetensors import safe_open
 from torch import nn
+from torch.optim.lr_scheduler import StepLR
 from transformers import (
     AutoConfig,
     AutoTokenizer,
     BitsAndBytesConfig,
+    EarlyStoppingCallback,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
@@ -27,7 +29,8 @@ from ..checkpoints import resolve_model
 from ..model.configuration_baichuan import BaichuanConfig, list_presets
 from .arguments import TrainArguments
 from .plot import plot_history
-from .watch import watch_loss
+from .record import check_checkpoints, record_run
+from .watch import explain_out_of_memory, watch_loss
 
 
 # Kept in full precision under --qlora: what starts from random weights must be trained itself.
@@ -164,11 +167,14 @@ def checkpoint_to_resume(training_arguments: TrainingArguments, model: nn.Module
 
 
 def check_output_dir(training_arguments: TrainingArguments, arguments: TrainArguments) -> None:
-    """Raises ValueError if what is in --output-dir would be loaded along with what this run saves."""
+    """Raises ValueError if what is in --output-dir would be mixed with what this run saves, or lost."""
     folder = Path(str(training_arguments.output_dir))
     file, kind = ("config.json", "a full model") if arguments.peft else ("adapter_config.json", "an adapter")
     if (folder / file).exists():
         raise ValueError(f"--output-dir {folder}: holds {kind} of an earlier run ({file}); give another folder")
+    if (folder / "config.json").exists() and not (folder / "training_args.bin").exists():
+        raise ValueError(f"--output-dir {folder}: holds a model that no training has saved; give another folder")
+    check_checkpoints(training_arguments, arguments)
 
 
 def train_and_save(
@@ -180,12 +186,22 @@ def train_and_save(
 ) -> dict[str, float]:
     """Train, evaluate where there are rows for it, and write what transformers' example scripts write.
 
-    Into --output-dir: model (or adapter) and tokenizer, all_results.json, trainer_state.json, loss.png, README.md;
+    Into --output-dir: model (or adapter) and tokenizer, all_results.json, trainer_state.json, loss.png, README.md,
+    arguments.yaml, from which `baichuan-hf train` repeats the run;
     with --merge the merged model, for which `load` gives the model that the adapter adapts. Returns the metrics of
-    all_results.json. Raises NonFiniteLossError at the first loss that is no number.
+    all_results.json. Raises NonFiniteLossError at the first loss that is no number, MemoryError saying what to change.
     """
     watch_loss(trainer)
-    metrics = trainer.train(resume_from_checkpoint=checkpoint_to_resume(trainer.args, trainer.model)).metrics
+    if arguments.early_stopping_patience:
+        trainer.add_callback(EarlyStoppingCallback(arguments.early_stopping_patience))
+    if arguments.lr_step_size:
+        optimizer = trainer.create_optimizer()
+        trainer.lr_scheduler = StepLR(optimizer, arguments.lr_step_size, arguments.lr_step_gamma)
+    checkpoint = checkpoint_to_resume(trainer.args, trainer.model)
+    if trainer.is_world_process_zero():
+        record_run(arguments, trainer.args, checkpoint)
+    with explain_out_of_memory(arguments, trainer.args):
+        metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
     trainer.save_model()
     trainer.save_metrics("train", metrics)
     if trainer.eval_dataset is not None:

@@ -1,10 +1,14 @@
-"""Stops a run whose loss is no number any more, and says where that began."""
+"""Stops a run whose loss is no number any more, and says where that began; says what to change when memory runs out."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
+
+from .arguments import TrainArguments
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -68,3 +72,38 @@ def _advice(trainer: Trainer) -> str:
         f"Try {precision}a smaller --learning-rate (now {trainer.args.learning_rate:g}), --warmup-steps, or"
         " --max-grad-norm 1; go on from the last checkpoint with --resume-from-checkpoint true."
     )
+
+
+@contextlib.contextmanager
+def explain_out_of_memory(arguments: TrainArguments, training_arguments: TrainingArguments) -> Iterator[None]:
+    """Turn torch's OutOfMemoryError into a MemoryError that says what to change, the cheapest first."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        first = str(error).partition(". ")[0]
+        advice = "; ".join(
+            f"{number}. {text}" for number, text in enumerate(_savings(arguments, training_arguments), 1)
+        )
+        raise MemoryError(f"{first}. Try, in this order: {advice}") from error
+
+
+def _savings(arguments: TrainArguments, training_arguments: TrainingArguments) -> Iterator[str]:
+    rows, steps = training_arguments.per_device_train_batch_size, training_arguments.gradient_accumulation_steps
+    if getattr(arguments, "full_logits", False):
+        yield "no --full-logits"
+    if rows > 1:
+        yield (
+            f"--per-device-train-batch-size {rows // 2} --gradient-accumulation-steps {steps * 2}, which learns the same"
+        )
+    # Its name in the oldest supported versions is the other one.
+    names = ("activation_checkpointing", "gradient_checkpointing")
+    if not any(getattr(training_arguments, name, False) for name in names):
+        yield f"--{names[not hasattr(training_arguments, names[0])].replace('_', '-')} true, for a third more time"
+    if not (training_arguments.bf16 or training_arguments.fp16 or training_arguments.use_cpu):
+        yield "--bf16 true"
+    yield f"--max-length below {arguments.max_length}"
+    if not arguments.peft:
+        yield "--lora, or --qlora over a base model of 4 bits"
+    elif not arguments.qlora:
+        yield "--qlora, over a base model of 4 bits"
+    yield 'more GPUs: accelerate launch --config_file "$(baichuan-hf train --launch-config fsdp2)"'

@@ -1,0 +1,114 @@
+"""What a run was asked for, kept beside what it makes: to repeat it, and to notice when it goes on with something else."""
+
+import dataclasses
+import hashlib
+import logging
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from .arguments import TrainArguments
+
+
+logger = logging.getLogger(__name__)
+
+# In --output-dir; `baichuan-hf train` takes it as it is.
+ARGUMENTS_FILE = "arguments.yaml"
+
+# What a run has to share with the checkpoints that it finds; the last only if it does not go on from them.
+IDENTITY = ("task", "model", "from_scratch", "train_file")
+# Beginnings of the names of arguments that change nothing in what is learnt.
+HARMLESS = (
+    "output_dir",
+    "resume",
+    "logging_",
+    "report_to",
+    "save_",
+    "eval_s",
+    "disable_tqdm",
+    "push_",
+    "hub_",
+    "merge",
+)
+# Of a secret only a stand-in is there; the other is a dictionary that is filled with defaults.
+NEVER = ("hub_token", "accelerator_config")
+
+
+def chosen_arguments(arguments: TrainArguments, training_arguments: TrainingArguments) -> dict[str, Any]:
+    """The arguments of a run that are not at their default, by name, as YAML can hold them."""
+    chosen = {}
+    theirs = training_arguments.to_dict()
+    for kind, values in ((arguments, dataclasses.asdict(arguments)), (TrainingArguments, theirs)):
+        for field in dataclasses.fields(kind):
+            if field.init and field.name not in NEVER:
+                default = getattr(field.default, "value", field.default)  # of an enumeration
+                value = values[field.name]
+                # TrainingArguments makes False or [] of some that are not given.
+                if value != default and (value or default not in (None, "", "none", dataclasses.MISSING)):
+                    chosen[field.name] = value
+    return chosen
+
+
+def write_arguments(file: Path, chosen: dict[str, Any], train_file: str) -> None:
+    """Write `chosen` as the YAML file that `baichuan-hf train` takes, the digest of the training file in its head."""
+    head = f"# sha256 of train_file: {digest(train_file)}\n"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(head + yaml.safe_dump(chosen, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def read_arguments(folder: Path) -> tuple[dict[str, Any], str] | None:
+    """What `write_arguments` wrote into `folder`, and the digest; None if there is nothing."""
+    if not (folder / ARGUMENTS_FILE).is_file():
+        return None
+    text = (folder / ARGUMENTS_FILE).read_text(encoding="utf-8")
+    return yaml.safe_load(text), text.partition("\n")[0].rpartition(" ")[2]
+
+
+def digest(source: str) -> str:
+    """The beginning of the SHA-256 of a file; `-` for a folder or a data set on the Hub."""
+    path = Path(source).expanduser()
+    if not path.is_file():
+        return "-"
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def check_checkpoints(training_arguments: TrainingArguments, arguments: TrainArguments) -> None:
+    """Raises ValueError if the checkpoints in --output-dir are of another run than this one, which would mix them."""
+    folder = Path(str(training_arguments.output_dir))
+    last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    if last is None:
+        return
+    prefix = f"--output-dir {folder}: holds checkpoints of another run ({Path(last).name}"
+    if (saved := read_arguments(folder)) is None:
+        raise ValueError(f"{prefix}, without {ARGUMENTS_FILE}); give another folder")
+    resumes = str(training_arguments.resume_from_checkpoint or "false").lower() != "false"
+    for name in IDENTITY[: -1 if resumes else None]:
+        default = next(field.default for field in dataclasses.fields(arguments) if field.name == name)
+        before, now = saved[0].get(name, default), getattr(arguments, name)
+        if before != now:
+            raise ValueError(f"{prefix}, --{name.replace('_', '-')} {before}, now {now}); give another folder")
+
+
+def record_run(arguments: TrainArguments, training_arguments: TrainingArguments, checkpoint: str | None) -> None:
+    """Write the arguments into --output-dir; of those that differ from the run that saved `checkpoint`, warn."""
+    chosen = chosen_arguments(arguments, training_arguments)
+    if checkpoint is not None and (saved := read_arguments(Path(checkpoint).parent)) is not None:
+        before, before_digest = saved
+        changes = [
+            f"{name} {before.get(name, 'unset')} -> {chosen.get(name, 'unset')}"
+            for name in dict.fromkeys([*before, *chosen])
+            if before.get(name) != chosen.get(name) and not name.startswith(HARMLESS)
+        ]
+        if before_digest != digest(arguments.train_file):
+            changes.append(f"the content of {arguments.train_file}")
+        if changes:
+            logger.warning(
+                "%s was saved by a run with other arguments or data; this one will not end where that would have: %s",
+                checkpoint,
+                "; ".join(changes),
+            )
+    write_arguments(Path(str(training_arguments.output_dir)) / ARGUMENTS_FILE, chosen, arguments.train_file)
