@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
-from ..training import TrainArguments, parse_arguments, train
-from ..training.classify import load_labelled_texts
+from ..training import ClassifyArguments, parse_arguments, train
+from ..training.labelled_texts import load_labelled_texts
 from .rows import append_rows, machine
 
 
@@ -28,7 +28,7 @@ GRID = {
 }
 
 
-def tfidf_baseline(arguments: TrainArguments) -> dict[str, float]:
+def tfidf_baseline(arguments: ClassifyArguments) -> dict[str, float]:
     """Metrics on the rows that `train_classifier` evaluates on. Raises ImportError without scikit-learn."""
     try:
         from sklearn.feature_extraction.text import TfidfVectorizer

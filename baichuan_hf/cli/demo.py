@@ -96,9 +96,9 @@ def _fine_tune(model: str, output_dir: Path, seed: int) -> tuple[dict[str, float
     import datasets
     import transformers
 
-    from ..training import TrainArguments, train
+    from ..training import ClassifyArguments, train
 
-    arguments = TrainArguments(
+    arguments = ClassifyArguments(
         task="classify",
         model=model,
         train_file=str(REVIEWS / "train.csv"),

@@ -8,6 +8,7 @@ from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
 from .arguments import TrainArguments
 from .classify import train_classifier
+from .classify_arguments import ClassifyArguments
 from .language_model import ChatArguments, LanguageModelArguments, fine_tune_chat, pretrain
 from .masked_language_model import MaskedLanguageModelArguments, train_masked_language_model
 from .preferences import PreferenceArguments, train_preferences
@@ -26,7 +27,7 @@ class Task:
 
 
 TASKS: dict[str, Task] = {
-    "classify": Task(train_classifier),
+    "classify": Task(train_classifier, ClassifyArguments),
     "dpo": Task(train_preferences, PreferenceArguments),
     "mlm": Task(train_masked_language_model, MaskedLanguageModelArguments),
     "pretrain": Task(pretrain, LanguageModelArguments),

@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, EvalPrediction, Trainer, pipeline
 
 import baichuan_hf
-from baichuan_hf.training import TrainArguments, train, train_classifier
-from baichuan_hf.training.classify import classification_metrics, load_labelled_texts
+from baichuan_hf.training import ClassifyArguments, train, train_classifier
+from baichuan_hf.training.label_metrics import classification_metrics
+from baichuan_hf.training.labelled_texts import load_labelled_texts
 from baichuan_hf.training.trainer import add_adapters
 from tests.helpers import tiny_config
 from tests.helpers.checkpoint import quiet_arguments, reviews, save_checkpoint, write_csv
@@ -20,7 +21,7 @@ from tests.helpers.checkpoint import quiet_arguments, reviews, save_checkpoint, 
 
 def ours(train_file, **values):
     values = {"model": "micro", "text_column": "review", "label_column": "stars", "max_length": 16} | values
-    return TrainArguments(task="classify", train_file=str(train_file), **values)
+    return ClassifyArguments(task="classify", train_file=str(train_file), **values)
 
 
 def theirs(folder, **values):
@@ -253,8 +254,6 @@ def test_evaluation_file_is_used_as_it_is(tmp_path):
         pytest.param({"review": ["a"], "label": ["x"]}, None, "--label-column 'stars' is not", id="label"),
         pytest.param({"review": ["", "b"], "stars": ["x", ""]}, None, "none of 2 rows has both", id="empty"),
         pytest.param({"review": ["a", "b"], "stars": ["x", "x"]}, None, "every label is 'x'", id="one-label"),
-        pytest.param({"review": ["a"], "stars": [["x", "y"]]}, None, r"holds \['x', 'y'\]; .* one class", id="lists"),
-        pytest.param({"review": ["a"], "stars": [0.5]}, None, "holds 0.5; .* one class", id="fractions"),
         pytest.param(
             {"review": ["a", "b"], "stars": ["x", "y"]},
             {"review": ["c"], "stars": ["z"]},

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from baichuan_hf import BaichuanForCausalLM
-from baichuan_hf.training import TrainArguments, train_classifier
+from baichuan_hf.training import ClassifyArguments, train_classifier
 from baichuan_hf.training.plot import plot_history
 from baichuan_hf.training.watch import NonFiniteLossError, first_non_finite
 from tests.helpers import tiny_config
@@ -14,7 +14,7 @@ from tests.helpers.checkpoint import quiet_arguments
 
 
 def run(checkpoint, reviews_csv, folder, **values):
-    arguments = TrainArguments(
+    arguments = ClassifyArguments(
         "classify", str(reviews_csv), str(checkpoint), text_column="review", label_column="stars"
     )
     return train_classifier(arguments, quiet_arguments(folder, **({"max_steps": 4, "logging_steps": 1} | values)))
