@@ -1,6 +1,7 @@
 """`baichuan-hf train`: transformers' HfArgumentParser behind a typer command, with a help that can be read."""
 
 import dataclasses
+import logging
 from collections.abc import Iterable
 from typing import Annotated, Any, get_args
 
@@ -53,12 +54,29 @@ def show_all(wanted: bool) -> None:
         raise typer.Exit
 
 
+def show_launch_config(name: str | None) -> None:
+    if name is not None:
+        from ..training.launch import launch_config
+
+        print(launch_config(name))
+        raise typer.Exit
+
+
 def train(
     ctx: typer.Context,
     help_all: Annotated[
         bool,
         typer.Option("--help-all", callback=show_all, is_eager=True, help="Show every one of TrainingArguments too."),
     ] = False,
+    launch_config: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ddp|fsdp2|...",
+            callback=show_launch_config,
+            is_eager=True,
+            help="Print where a configuration for accelerate is, to train by many processes, and exit.",
+        ),
+    ] = None,
 ) -> None:
     """Fine-tune a model on your own data.
 
@@ -66,7 +84,12 @@ def train(
 
     A YAML file holds the same names, one `name: value` a line; arguments that follow it win over it. An interrupted
     run goes on from its last checkpoint, as if nothing had happened, with [bold]--resume-from-checkpoint true[/].
+
+    Many GPUs: [bold]accelerate launch --config_file "$(baichuan-hf train --launch-config fsdp2)" --num_processes 8
+    -m baichuan_hf.cli.main train ...[/], or ddp, deepspeed_zero2, deepspeed_zero3.
     """
+    from accelerate import PartialState
+
     from ..training import TASKS, parse_arguments
     from ..training import train as run
     from .main import fail
@@ -75,9 +98,22 @@ def train(
         arguments, training_arguments = parse_arguments(ctx.args)
     except (ValueError, FileNotFoundError) as error:
         fail(f"{error} (tasks: {', '.join(TASKS)}; help: baichuan-hf train --help)", code=2)
+    if training_arguments.process_index:
+        _be_quiet()
     metrics = run(arguments, training_arguments)
     if training_arguments.process_index == 0:
         _show_results(metrics, str(training_arguments.output_dir))
+    PartialState().destroy_process_group()
+
+
+def _be_quiet() -> None:
+    """What every process would say is said by the first."""
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    transformers.logging.disable_progress_bar()
+    logging.getLogger("baichuan_hf").setLevel(logging.ERROR)
 
 
 def _show_results(metrics: dict[str, float], output_dir: str) -> None:

@@ -1,4 +1,4 @@
-"""What a run was asked for, kept beside what it makes: to repeat it, and to notice when it goes on with something else."""
+"""What a run was asked for, kept beside what it makes: to repeat it, and to see when one goes on with other values."""
 
 import dataclasses
 import hashlib
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from transformers import TrainingArguments
+from transformers import Seq2SeqTrainingArguments, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from .arguments import TrainArguments
@@ -33,16 +33,18 @@ HARMLESS = (
     "hub_",
     "merge",
 )
-# Of a secret only a stand-in is there; the other is a dictionary that is filled with defaults.
-NEVER = ("hub_token", "accelerator_config")
+# Of a secret only a stand-in is there, the second is a dictionary filled with defaults, the third is for one time.
+NEVER = ("hub_token", "accelerator_config", "resume_from_checkpoint")
 
 
 def chosen_arguments(arguments: TrainArguments, training_arguments: TrainingArguments) -> dict[str, Any]:
     """The arguments of a run that are not at their default, by name, as YAML can hold them."""
     chosen = {}
-    theirs = training_arguments.to_dict()
-    for kind, values in ((arguments, dataclasses.asdict(arguments)), (TrainingArguments, theirs)):
-        for field in dataclasses.fields(kind):
+    # TRL's own arguments derive from these too, but are no arguments of `baichuan-hf train`.
+    seq2seq = isinstance(training_arguments, Seq2SeqTrainingArguments)
+    kind = Seq2SeqTrainingArguments if seq2seq else TrainingArguments
+    for owner, values in ((arguments, dataclasses.asdict(arguments)), (kind, training_arguments.to_dict())):
+        for field in dataclasses.fields(owner):
             if field.init and field.name not in NEVER:
                 default = getattr(field.default, "value", field.default)  # of an enumeration
                 value = values[field.name]

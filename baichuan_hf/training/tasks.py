@@ -7,6 +7,7 @@ from typing import Any
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
 from .arguments import TrainArguments
+from .checks import check_arguments
 from .classify import train_classifier
 from .classify_arguments import ClassifyArguments
 from .language_model import ChatArguments, LanguageModelArguments, fine_tune_chat, pretrain
@@ -46,5 +47,10 @@ def find_task(name: str) -> Task:
 
 
 def train(arguments: TrainArguments, training_arguments: TrainingArguments) -> dict[str, float]:
-    """Run the recipe of --task and return its metrics. Raises ValueError for an unknown task."""
-    return find_task(arguments.task).train(arguments, training_arguments)
+    """Run the recipe of --task and return its metrics.
+
+    Raises ValueError for an unknown task and for arguments that do not go together, ImportError for absent packages.
+    """
+    task = find_task(arguments.task)
+    check_arguments(arguments, training_arguments)
+    return task.train(arguments, training_arguments)

@@ -1,4 +1,4 @@
-"""Stops a run whose loss is no number any more, and says where that began; says what to change when memory runs out."""
+"""Stops a run whose loss is no number any more, saying where that began; says what to change when memory runs out."""
 
 import contextlib
 from collections.abc import Iterator
@@ -92,9 +92,7 @@ def _savings(arguments: TrainArguments, training_arguments: TrainingArguments) -
     if getattr(arguments, "full_logits", False):
         yield "no --full-logits"
     if rows > 1:
-        yield (
-            f"--per-device-train-batch-size {rows // 2} --gradient-accumulation-steps {steps * 2}, which learns the same"
-        )
+        yield f"--per-device-train-batch-size {rows // 2} --gradient-accumulation-steps {steps * 2}, which learns alike"
     # Its name in the oldest supported versions is the other one.
     names = ("activation_checkpointing", "gradient_checkpointing")
     if not any(getattr(training_arguments, name, False) for name in names):
