@@ -92,7 +92,7 @@ def _savings(arguments: TrainArguments, training_arguments: TrainingArguments) -
     if getattr(arguments, "full_logits", False):
         yield "no --full-logits"
     if rows > 1:
-        yield f"--per-device-train-batch-size {rows // 2} --gradient-accumulation-steps {steps * 2}, which learns alike"
+        yield f"--per-device-train-batch-size {rows // 2} --gradient-accumulation-steps {steps * 2}, the same result"
     # Its name in the oldest supported versions is the other one.
     names = ("activation_checkpointing", "gradient_checkpointing")
     if not any(getattr(training_arguments, name, False) for name in names):
