@@ -30,7 +30,7 @@ LAYERS = {
     **dict.fromkeys(("model", "checkpoints"), 0),
     **dict.fromkeys(("hub", "data", "adapters", "quantization", "conversion"), 1),
     "": 2,
-    **dict.fromkeys(("training", "inference"), 3),
+    **dict.fromkeys(("training", "inference", "pruning"), 3),
     **dict.fromkeys(("evaluation", "export", "serving"), 4),
     "benchmarks": 5,
     "cli": 6,
@@ -90,6 +90,19 @@ CLI_OPTIONS = {
     "demo": {"--model", "--output-dir", "--seed"},
     "generate": {"prompt", "--num-beams"} | RUNNING | SAMPLING,
     "info": {"model", "--batch-size", "--length", "--dtype", "--lora-r", "--json"},
+    "prune": {
+        "source",
+        "destination",
+        "--heads",
+        "--label-column",
+        "--layers",
+        "--max-length",
+        "--pattern",
+        "--rows",
+        "--sparsity",
+        "--text-column",
+        "--text-file",
+    },
     "train": {"--help-all"},
 }
 TRAIN_ARGUMENTS = {
