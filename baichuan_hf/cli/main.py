@@ -16,6 +16,7 @@ from .convert import convert
 from .demo import demo
 from .generate import generate
 from .info import info
+from .prune import prune
 from .train import TrainCommand, train
 
 
@@ -74,6 +75,7 @@ app.command(
 app.command()(generate)
 app.command()(chat)
 app.command()(convert)
+app.command()(prune)
 app.command()(info)
 app.add_typer(bench, name="bench")
 
