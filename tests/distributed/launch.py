@@ -15,11 +15,19 @@ TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 ACCELERATE = ["accelerate.commands.launch", "--multi_gpu", "--num_machines=1", "--num_processes=2"]
 
 
-def launch(launcher: list[str], worker: str, folder: Path) -> None:
-    """Run the module `worker` in `folder` by two processes; a failure of theirs fails the test with their output."""
-    command = [sys.executable, "-m", *launcher, "-m", worker, str(folder)]
-    cpu = {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    environment = os.environ | cpu | {"PYTHONPATH": str(REPOSITORY)}
+def launch(launcher: list[str], worker: str, *arguments: str | Path, cpu: bool = True) -> str:
+    """Run the module `worker` by two processes and give what they print; a failure of theirs fails the test with it.
+
+    Without `cpu` accelerate is not told that it is on one (see `gloo.py`).
+    """
+    command = [sys.executable, "-m", *launcher, "-m", worker, *map(str, arguments)]
+    environment = os.environ | {
+        "CUDA_VISIBLE_DEVICES": "",
+        "ACCELERATE_USE_CPU": str(cpu).lower(),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")]),
+    }
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     if result.returncode:
         pytest.fail(f"{' '.join(command)}\n{result.stdout}\n{result.stderr}", pytrace=False)
+    return result.stdout
