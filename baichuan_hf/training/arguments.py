@@ -55,6 +55,15 @@ class TrainArguments:
         " --lr-scheduler-type."
     )
     lr_step_gamma: float = option("See --lr-step-size.", 0.1)
+    hp_search: str | None = option(
+        "Search for the best arguments by `optuna` or `ray`, and write them to OUTPUT_DIR/best_arguments.yaml. Started"
+        " again, it goes on with the trials that are missing."
+    )
+    hp_space: str | None = option(
+        "With --hp-search: YAML file with what to try, as in `learning_rate: {low: 1e-5, high: 1e-3, log: true}` and"
+        " `per_device_train_batch_size: [8, 16]`."
+    )
+    hp_trials: int = option("With --hp-search: how many sets of arguments to try.", 20)
     tensor_parallel_size: int = option(
         "Divide every matrix among this many processes of `accelerate launch` or `torchrun`; the others take shares of"
         " the batch. Needs --save-only-model true: such runs cannot be resumed yet.",

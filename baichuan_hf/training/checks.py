@@ -6,6 +6,7 @@ import os
 from transformers import TrainingArguments
 
 from .arguments import TrainArguments
+from .search import check_search
 
 
 # Packages that --report-to names, of which we have an extra.
@@ -17,6 +18,8 @@ def check_arguments(arguments: TrainArguments, training_arguments: TrainingArgum
     for name in training_arguments.report_to:
         if name in TRACKERS and importlib.util.find_spec(name) is None:
             raise ImportError(f"--report-to {name} needs {TRACKERS[name]}: pip install 'baichuan-hf[{name}]'")
+    if arguments.hp_search:
+        check_search(arguments)
     if arguments.early_stopping_patience and not training_arguments.load_best_model_at_end:
         raise ValueError(
             "--early-stopping-patience needs --load-best-model-at-end true, and with it --eval-strategy and"

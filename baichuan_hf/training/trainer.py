@@ -30,6 +30,7 @@ from ..model.configuration_baichuan import BaichuanConfig, list_presets
 from .arguments import TrainArguments
 from .plot import plot_history
 from .record import check_checkpoints, record_run
+from .search import search
 from .watch import explain_out_of_memory, watch_loss
 
 
@@ -192,6 +193,8 @@ def train_and_save(
     all_results.json. Raises NonFiniteLossError at the first loss that is no number, MemoryError saying what to change.
     """
     watch_loss(trainer)
+    if arguments.hp_search:
+        return search(trainer, arguments)
     if arguments.early_stopping_patience:
         trainer.add_callback(EarlyStoppingCallback(arguments.early_stopping_patience))
     if arguments.lr_step_size:
