@@ -1,5 +1,6 @@
 """Rows from files, folders and the Hub, through `datasets`."""
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -82,32 +83,26 @@ def require_columns(rows: Dataset, columns: dict[str, str], source: str) -> None
             raise ValueError(f"{source}: {option} {name!r} is not a column; there are {there}")
 
 
-def check_fraction(fraction: float) -> None:
-    """Raises ValueError for a share of the rows that is none."""
-    if not 0 < fraction < 1:
-        raise ValueError(f"--eval-fraction is {fraction}; it must lie between 0 and 1 (0 turns evaluation off)")
-
-
 def hold_out(rows: Dataset, fraction: float, *, by: str | None = None) -> DatasetDict:
     """Split `rows` into `train` and `test`, if told with equal shares of every class of the ClassLabel column `by`.
 
-    The same rows, order and fraction always give the same split.
+    The same rows, order and fraction always give the same split; the number of `test` is rounded up. Raises ValueError
+    for what cannot be split so.
     """
-    check_fraction(fraction)
+    if not 0 < fraction < 1:
+        raise ValueError(f"--eval-fraction is {fraction}; it must lie between 0 and 1 (0 turns evaluation off)")
+    held_out = math.ceil(len(rows) * fraction)
+    instead = "give --eval-file, or --eval-fraction 0 to train without evaluation"
     if by is None:
-        if not 1 <= round(len(rows) * fraction) < len(rows):
-            raise ValueError(f"--eval-fraction {fraction} of {len(rows)} rows leaves one side none; give --eval-file")
-        return rows.train_test_split(test_size=round(len(rows) * fraction), seed=SPLIT_SEED)
+        if held_out >= len(rows):
+            raise ValueError(f"--eval-fraction {fraction} of {len(rows)} rows leaves none to train on; {instead}")
+        return rows.train_test_split(test_size=held_out, seed=SPLIT_SEED)
     names = rows.features[by].names
     counts = Counter(rows[by])
     if rare := [names[index] for index, count in counts.items() if count < 2]:
-        raise ValueError(
-            f"label {rare[0]!r} has one row, too few to hold out a share of every label; "
-            "give --eval-file, or --eval-fraction 0 to train without evaluation"
-        )
-    held_out = round(len(rows) * fraction)
+        raise ValueError(f"label {rare[0]!r} has one row, too few to hold out a share of every label; {instead}")
     if not len(counts) <= held_out <= len(rows) - len(counts):
         raise ValueError(
             f"--eval-fraction {fraction} of {len(rows)} rows leaves one side fewer rows than labels, {len(counts)}"
         )
-    return rows.train_test_split(test_size=fraction, seed=SPLIT_SEED, stratify_by_column=by)
+    return rows.train_test_split(test_size=held_out, seed=SPLIT_SEED, stratify_by_column=by)

@@ -43,8 +43,8 @@ class TrainArguments:
         "Modules that get adapters, or `all-linear`; unset: PEFT's default for the model (Baichuan: W_pack)."
     )
     merge: bool = option(
-        "With --lora or --qlora: also save the merged model, to OUTPUT_DIR/merged. It holds its labels and"
-        " --config-overrides; to load the adapter alone they must be given again.",
+        "With --lora or --qlora: also save the merged model, to OUTPUT_DIR/merged. The adapter alone is loaded by"
+        " baichuan_hf.adapters.loading.load_adapted(OUTPUT_DIR, AutoModelFor...).",
         False,
     )
     early_stopping_patience: int | None = option(

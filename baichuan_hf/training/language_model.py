@@ -3,11 +3,12 @@
 import functools
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from datasets import Dataset, DatasetDict, Features, Sequence, Value
+from datasets import Dataset, DatasetDict, Features, Value
+from datasets import Sequence as ListOf
 from transformers import (
     AutoModelForCausalLM,
     DataCollatorForSeq2Seq,
@@ -20,14 +21,14 @@ from transformers import (
 )
 
 from ..data.conversations import encode_conversation, to_messages
-from ..data.tables import SPLIT_SEED, check_fraction, load_train_and_test, require_columns
+from ..data.tables import hold_out, load_train_and_test, require_columns
 from .arguments import TrainArguments, option
 from .trainer import add_adapters, check_output_dir, load_model, load_tokenizer, train_and_save
 
 
 logger = logging.getLogger(__name__)
 
-TOKENS = Features({name: Sequence(Value("int32")) for name in ("input_ids", "labels", "position_ids")})
+TOKENS = Features({name: ListOf(Value("int32")) for name in ("input_ids", "labels", "position_ids")})
 
 
 @dataclass
@@ -135,6 +136,7 @@ def language_model_trainer(
     collate: Callable[..., Any],
     *,
     task_type: str,
+    new_tokens: Sequence[int] = (),
 ) -> LanguageModelTrainer:
     """The trainer of a language model, causal or masked, whose logits are held only if --full-logits asks for it."""
     model = load(arguments)
@@ -143,7 +145,7 @@ def language_model_trainer(
     # The logits of a whole evaluation would not fit; the loss is all that is asked for.
     training_arguments.prediction_loss_only = True
     return LanguageModelTrainer(
-        model=add_adapters(model, arguments, task_type=task_type),
+        model=add_adapters(model, arguments, task_type=task_type, new_tokens=new_tokens),
         args=training_arguments,
         train_dataset=rows["train"],
         eval_dataset=rows.get("test"),
@@ -171,13 +173,7 @@ def with_eval_rows(splits: DatasetDict, arguments: TrainArguments) -> DatasetDic
     """`splits` with a `test` split: a share of the training rows, the same in every run, where there is none."""
     if "test" in splits or not arguments.eval_fraction:
         return splits
-    check_fraction(arguments.eval_fraction)
-    if len(splits["train"]) < 2:
-        raise ValueError(
-            f"{arguments.train_file}: one row cannot be divided; give --eval-file, or --eval-fraction 0 to train"
-            " without evaluation"
-        )
-    return splits["train"].train_test_split(test_size=arguments.eval_fraction, seed=SPLIT_SEED)
+    return hold_out(splits["train"], arguments.eval_fraction)
 
 
 def pack_texts(texts: Dataset, tokenizer: PreTrainedTokenizerBase, length: int) -> Dataset:

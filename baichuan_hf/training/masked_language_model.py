@@ -43,8 +43,10 @@ def train_masked_language_model(
     """
     check_output_dir(training_arguments, arguments)
     tokenizer = load_tokenizer(arguments)
+    new_tokens = []
     if tokenizer.mask_token is None:
         tokenizer.add_special_tokens({"mask_token": "<mask>"})
+        new_tokens = [tokenizer.mask_token_id]
     rows = DatasetDict(
         {name: encode_words(texts, tokenizer, arguments.max_length) for name, texts in load_texts(arguments).items()}
     )
@@ -61,7 +63,14 @@ def train_masked_language_model(
 
     collate = WholeWordMasking(tokenizer, arguments.mlm_probability)
     trainer = language_model_trainer(
-        load, arguments, training_arguments, tokenizer, rows, collate, task_type="FEATURE_EXTRACTION"
+        load,
+        arguments,
+        training_arguments,
+        tokenizer,
+        rows,
+        collate,
+        task_type="FEATURE_EXTRACTION",
+        new_tokens=new_tokens,
     )
     return train_and_save(trainer, arguments, load, pipeline_tag="fill-mask")
 

@@ -1,7 +1,7 @@
 """What every training task shares: the model with its adapters, resuming, and what is written at the end."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from transformers.distributed import DistributedConfig
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import is_bitsandbytes_available
 
+from ..adapters.loading import save_base_config
 from ..checkpoints import resolve_model
 from ..model.configuration_baichuan import BaichuanConfig, list_presets
 from .arguments import TrainArguments
@@ -71,13 +72,16 @@ def load_model(
         else:
             config = AutoConfig.from_pretrained(resolve_model(arguments.model), **config_values, dtype="float32")
         return auto_class.from_config(config)
-    return auto_class.from_pretrained(
+    model, loading = auto_class.from_pretrained(
         resolve_model(arguments.model),
         dtype=torch.bfloat16 if arguments.peft and training_arguments.bf16 else torch.float32,
         quantization_config=_nf4(training_arguments) if arguments.qlora else None,
         distributed_config=_mesh(arguments.tensor_parallel_size, training_arguments.world_size),
+        output_loading_info=True,
         **config_values,
     )
+    model.new_weights = sorted(loading["missing_keys"])
+    return model
 
 
 def _mesh(size: int, world_size: int) -> DistributedConfig | None:
@@ -104,8 +108,11 @@ def _nf4(training_arguments: TrainingArguments) -> BitsAndBytesConfig:
     )
 
 
-def add_adapters(model: PreTrainedModel, arguments: TrainArguments, *, task_type: str) -> PreTrainedModel | PeftModel:
-    """`model` itself without --lora and --qlora; else wrapped by PEFT, which trains the adapters and the new head."""
+def add_adapters(
+    model: PreTrainedModel, arguments: TrainArguments, *, task_type: str, new_tokens: Sequence[int] = ()
+) -> PreTrainedModel | PeftModel:
+    """`model` itself without --lora and --qlora; else wrapped by PEFT, which trains the adapters and what is new: a
+    head, and the embeddings of `new_tokens`."""
     if not arguments.peft:
         return model
     if arguments.qlora:
@@ -115,7 +122,10 @@ def add_adapters(model: PreTrainedModel, arguments: TrainArguments, *, task_type
                 f" {len(stacked) - 1} more), and would be trained around in float32: use --lora"
             )
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    names = {name.rpartition(".")[2]: module for name, module in model.named_modules()}
+    # A language model's own head is trained already, and large.
+    new_head = any(name.startswith("lm_head.") for name in getattr(model, "new_weights", ()))
+    embeddings = [name for name, module in names.items() if module is model.get_input_embeddings()]
     target = arguments.lora_target_modules
     config = LoraConfig(
         task_type=task_type,
@@ -124,7 +134,8 @@ def add_adapters(model: PreTrainedModel, arguments: TrainArguments, *, task_type
         lora_dropout=arguments.lora_dropout,
         target_modules="all-linear" if target == ["all-linear"] else target,
         # PEFT names these heads itself, but too late for those that `all-linear` would otherwise adapt as well.
-        modules_to_save=[name for name in HEADS if name != "lm_head" and name in names] or None,
+        modules_to_save=[name for name in HEADS if name in names and (new_head or name != "lm_head")] or None,
+        trainable_token_indices={embeddings[0]: [*new_tokens]} if new_tokens else None,
     )
     return get_peft_model(model, config)
 
@@ -206,6 +217,8 @@ def train_and_save(
     with explain_out_of_memory(arguments, trainer.args):
         metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
     trainer.save_model()
+    if arguments.peft and trainer.is_world_process_zero():
+        save_base_config(trainer.accelerator.unwrap_model(trainer.model).get_base_model(), trainer.args.output_dir)
     trainer.save_metrics("train", metrics)
     if trainer.eval_dataset is not None:
         evaluation = trainer.evaluate()

@@ -2,21 +2,18 @@
 
 import json
 
-import numpy as np
 import pytest
 import torch
-from datasets import ClassLabel, Dataset
 from peft import AutoPeftModelForSequenceClassification
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification, EvalPrediction, Trainer, pipeline
+from transformers import AutoModelForSequenceClassification, Trainer, pipeline
 
 import baichuan_hf
+from baichuan_hf.adapters.loading import load_adapted
 from baichuan_hf.training import ClassifyArguments, train, train_classifier
-from baichuan_hf.training.label_metrics import classification_metrics
-from baichuan_hf.training.labelled_texts import load_labelled_texts
 from baichuan_hf.training.trainer import add_adapters
 from tests.helpers import tiny_config
-from tests.helpers.checkpoint import quiet_arguments, reviews, save_checkpoint, write_csv
+from tests.helpers.checkpoint import quiet_arguments, save_checkpoint, write_csv
 
 
 def ours(train_file, **values):
@@ -62,6 +59,20 @@ def test_lora_trains_adapter_and_head_and_merges_to_the_same_model(checkpoint, r
     assert merged.config.id2label == {0: "bad", 1: "good"}
     base = load_file(checkpoint / "model.safetensors")["model.layers.0.self_attn.W_pack.weight"]
     assert not torch.equal(merged.model.layers[0].self_attn.W_pack.weight, base.float())
+
+
+@pytest.mark.parametrize("encoder", [False, True], ids=["causal", "encoder"])
+def test_an_adapter_is_loaded_with_its_labels_and_settings(checkpoint, tmp_path, encoder):
+    """Neither three labels nor an encoder is what PEFT would make of the base model by itself."""
+    rows = write_csv(tmp_path / "x.csv", [{"review": f"text {i}", "stars": "abc"[i % 3]} for i in range(12)])
+    overrides = "is_causal=false" if encoder else None
+    arguments = ours(rows, model=str(checkpoint), lora=True, merge=True, config_overrides=overrides, eval_fraction=0)
+    train(arguments, theirs(tmp_path / "out", learning_rate=1e-2))
+    adapted = load_adapted(tmp_path / "out", AutoModelForSequenceClassification, dtype=torch.float32)
+    assert adapted.config.id2label == {0: "a", 1: "b", 2: "c"}
+    merged = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out" / "merged")
+    ids = torch.arange(40, 60)[None]
+    torch.testing.assert_close(adapted(ids).logits, merged(ids).logits, atol=1e-5, rtol=1e-5)
 
 
 def test_all_linear_adapts_every_projection(checkpoint, reviews_csv, tmp_path):
@@ -194,107 +205,3 @@ def test_qlora_trains_over_four_bits_and_merges_into_the_full_model(tmp_path, re
     assert metrics["eval_accuracy"] == 1.0
     classify = pipeline("text-classification", model=str(tmp_path / "out" / "merged"))
     assert [answer["label"] for answer in classify(["99 很好", "98 awful"])] == ["good", "bad"]
-
-
-@pytest.mark.parametrize(
-    ("labels", "names"),
-    [
-        pytest.param(["b", "a", "c"], ["a", "b", "c"], id="words"),
-        pytest.param([10, 9, -1], ["-1", "9", "10"], id="numbers"),
-        pytest.param([1.0, 0.0, None], ["0", "1"], id="floats"),
-        pytest.param([True, False, True], ["False", "True"], id="booleans"),
-    ],
-)
-def test_labels_are_discovered(tmp_path, labels, names):
-    rows = Dataset.from_dict({"review": [str(i) for i in range(12)], "stars": labels * 4})
-    rows.to_parquet(tmp_path / "x.parquet")
-    train_rows = load_labelled_texts(ours(tmp_path / "x.parquet", from_scratch=True, eval_fraction=0))["train"]
-    assert train_rows.features["label"].names == names
-    expected = [str(int(label) if isinstance(label, float) else label) for label in labels * 4 if label is not None]
-    assert [names[index] for index in train_rows["label"]] == expected
-
-
-def test_columns_may_bear_the_names_of_the_defaults(tmp_path):
-    Dataset.from_dict({"text": [1, 2, 3], "label": [0, 1, 0]}).to_parquet(tmp_path / "x.parquet")
-    arguments = ours(
-        tmp_path / "x.parquet", text_column="text", label_column="label", from_scratch=True, eval_fraction=0
-    )
-    rows = load_labelled_texts(arguments)["train"]
-    assert list(rows) == [{"text": "1", "label": 0}, {"text": "2", "label": 1}, {"text": "3", "label": 0}]
-
-
-def test_names_of_a_data_set_are_kept(tmp_path):
-    rows = Dataset.from_dict({"review": list("abcd"), "stars": [1, 0, -1, 1]})
-    rows.cast_column("stars", ClassLabel(names=["poor", "fine", "grand"])).to_parquet(tmp_path / "x.parquet")
-    train_rows = load_labelled_texts(ours(tmp_path / "x.parquet", from_scratch=True, eval_fraction=0))["train"]
-    assert train_rows.features["label"].names == ["poor", "fine", "grand"]
-    assert list(train_rows["label"]) == [1, 0, 1]
-
-
-def test_incomplete_rows_and_imbalance_are_reported(tmp_path, caplog):
-    rows = [{"review": f"text {i}", "stars": "a" if i < 9 else "b"} for i in range(12)]
-    write_csv(tmp_path / "x.csv", [*rows, {"review": " ", "stars": "a"}, {"review": "NA", "stars": ""}])
-    splits = load_labelled_texts(ours(tmp_path / "x.csv", from_scratch=True, eval_fraction=0))
-    assert len(splits["train"]) == 12
-    assert "2 of 14 rows lack a text or a label" in caplog.text
-    assert "a 9 (75%), b 3 (25%)" in caplog.text
-
-
-def test_evaluation_file_is_used_as_it_is(tmp_path):
-    train_file = write_csv(tmp_path / "train.csv", reviews(8))
-    eval_file = write_csv(tmp_path / "eval.csv", reviews(4))
-    splits = load_labelled_texts(ours(train_file, eval_file=str(eval_file), from_scratch=True))
-    assert (len(splits["train"]), splits["test"]["text"][:]) == (8, [row["review"] for row in reviews(4)])
-
-
-@pytest.mark.parametrize(
-    ("rows", "evaluation", "message"),
-    [
-        pytest.param({"text": ["a"], "stars": ["x"]}, None, "--text-column 'review' .* 'text', 'stars'", id="text"),
-        pytest.param({"review": ["a"], "label": ["x"]}, None, "--label-column 'stars' is not", id="label"),
-        pytest.param({"review": ["", "b"], "stars": ["x", ""]}, None, "none of 2 rows has both", id="empty"),
-        pytest.param({"review": ["a", "b"], "stars": ["x", "x"]}, None, "every label is 'x'", id="one-label"),
-        pytest.param(
-            {"review": ["a", "b"], "stars": ["x", "y"]},
-            {"review": ["c"], "stars": ["z"]},
-            "eval.jsonl: label 'z' is not among those to learn: 'x', 'y'",
-            id="unseen",
-        ),
-    ],
-)
-def test_rows_that_cannot_be_learnt_from_are_refused(tmp_path, rows, evaluation, message):
-    Dataset.from_dict(rows).to_json(tmp_path / "x.jsonl")
-    values = {}
-    if evaluation:
-        Dataset.from_dict(evaluation).to_json(tmp_path / "eval.jsonl")
-        values["eval_file"] = str(tmp_path / "eval.jsonl")
-    with pytest.raises(ValueError, match=message):
-        load_labelled_texts(ours(tmp_path / "x.jsonl", from_scratch=True, **values))
-
-
-def test_a_trained_classifier_keeps_its_labels(checkpoint, tmp_path):
-    labels = {"num_labels": 3, "id2label": {0: "good", 1: "bad", 2: "mixed"}}
-    AutoModelForSequenceClassification.from_pretrained(checkpoint, **labels).save_pretrained(tmp_path / "model")
-    arguments = ours(write_csv(tmp_path / "x.csv", reviews(8)), model=str(tmp_path / "model"))
-    assert load_labelled_texts(arguments)["train"].features["label"].names == ["good", "bad", "mixed"]
-    arguments.train_file = str(write_csv(tmp_path / "y.csv", [{"review": "a", "stars": "strange"}]))
-    with pytest.raises(ValueError, match="label 'strange' is not among those to learn: 'good', 'bad', 'mixed'"):
-        load_labelled_texts(arguments)
-
-
-def test_metrics_of_a_case_worked_by_hand():
-    logits = np.eye(3)[[0, 0, 1, 0, 2]]
-    metrics = classification_metrics(EvalPrediction(logits, np.array([0, 0, 0, 1, 1])), majority_label=0)
-    # class 0: precision 2/3, recall 2/3; class 1: no hit; class 2: predicted only
-    assert metrics == pytest.approx({"accuracy": 0.4, "f1_macro": (2 / 3 + 0 + 0) / 3, "majority_accuracy": 0.6})
-
-
-def test_metrics_equal_those_of_scikit_learn():
-    sklearn_metrics = pytest.importorskip("sklearn.metrics")
-    generator = np.random.default_rng(0)
-    for _ in range(20):
-        labels, logits = generator.integers(0, 5, 30), generator.normal(size=(30, 6))
-        metrics = classification_metrics(EvalPrediction(logits, labels), majority_label=0)
-        assert metrics["accuracy"] == pytest.approx(sklearn_metrics.accuracy_score(labels, logits.argmax(-1)))
-        f1 = sklearn_metrics.f1_score(labels, logits.argmax(-1), average="macro")
-        assert metrics["f1_macro"] == pytest.approx(f1)

@@ -154,7 +154,7 @@ def test_long_and_silent_conversations_are_reported(tokenizer, caplog):
     ("task", "name", "content", "message"),
     [
         pytest.param("pretrain", "x.txt", "\n \n", "holds no text|no text", id="empty"),
-        pytest.param("pretrain", "x.txt", "短", "one row cannot be divided", id="one-row"),
+        pytest.param("pretrain", "x.txt", "短", "of 1 rows leaves none to train on", id="one-row"),
         pytest.param(
             "pretrain", "x.jsonl", '{"body": "a"}\n', "'text' is not a column; there are 'body'", id="column"
         ),

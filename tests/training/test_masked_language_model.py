@@ -5,9 +5,11 @@ import json
 import pytest
 import torch
 from datasets import Dataset
+from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 
 from baichuan_hf import BaichuanTokenizer, bundled_checkpoint
+from baichuan_hf.adapters.loading import load_adapted
 from baichuan_hf.data import masking
 from baichuan_hf.data.masking import WholeWordMasking, split_words, word_numbers
 from baichuan_hf.training import train
@@ -104,6 +106,23 @@ def test_a_causal_checkpoint_becomes_an_encoder_that_fills_masks(tmp_path, text_
         assert tokenizer.mask_token_id == len(tokenizer) - 1
         (best, *_) = pipeline("fill-mask", model=str(folder))("cats and dogs, 猫<mask>狗, number 7")
         assert best["token_str"] in "cats and dogs, 猫和狗, number 0123456789"
+
+
+def test_adapters_come_with_what_is_new(tmp_path, text_file):
+    """The head of a masked language model, and the mask token: with random ones adapters would be of little use."""
+    run(tmp_path, text_file, "out", lora=True, merge=True)
+    before = AutoModelForMaskedLM.from_pretrained(bundled_checkpoint("tiny"), is_causal=False, dtype=torch.float32)
+    embeddings = before.model.embed_tokens.weight
+    after = AutoModelForMaskedLM.from_pretrained(tmp_path / "out" / "merged")
+    torch.testing.assert_close(after.model.embed_tokens.weight[:-1], embeddings)
+    mean = embeddings.mean(0)  # where transformers puts a new row
+    assert (after.model.embed_tokens.weight[-1] - mean).norm() > 0.1 * mean.norm()
+    names = load_file(tmp_path / "out" / "adapter_model.safetensors").keys()
+    assert any("lm_head.dense.weight" in name for name in names)
+    assert any("lm_head.decoder.weight" in name for name in names)
+    adapted = load_adapted(tmp_path / "out", AutoModelForMaskedLM, dtype=torch.float32)
+    ids = torch.tensor([[40, 6144, 50]])
+    torch.testing.assert_close(adapted(input_ids=ids).logits, after(ids).logits, atol=1e-4, rtol=1e-4)
 
 
 def test_from_scratch(tmp_path, text_file):
