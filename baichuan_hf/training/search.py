@@ -45,6 +45,10 @@ class Range:
     high: float
     log: bool = False
 
+    def __post_init__(self) -> None:
+        if not self.low < self.high or (self.log and self.low <= 0):
+            raise ValueError("low must be below high, and above 0 on a logarithmic scale")
+
     def suggest(self, trial: Any, name: str) -> Any:
         suggest = trial.suggest_int if self.whole else trial.suggest_float
         return suggest(name, self.low, self.high, log=self.log)
@@ -75,9 +79,14 @@ def read_space(file: str) -> Space:
 
     Raises FileNotFoundError, or ValueError naming the argument.
     """
-    lines = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    try:
+        lines = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"--hp-space {file}: not valid YAML: {error}") from error
     if not isinstance(lines, dict) or not lines:
-        raise ValueError(f"--hp-space {file}: expected lines of `argument: [values]` or `argument: {{low: 1, high: 9}}`")
+        raise ValueError(
+            f"--hp-space {file}: expected lines of `argument: [values]` or `argument: {{low: 1, high: 2}}`"
+        )
     names = [field.name for field in dataclasses.fields(TrainingArguments) if field.init]
     space: Space = {}
     for name, values in lines.items():
@@ -86,19 +95,24 @@ def read_space(file: str) -> Space:
             meant = f"; did you mean {close[0]}?" if close else ""
             raise ValueError(f"--hp-space {file}: {name!r} is none of TrainingArguments{meant}")
         if isinstance(values, list) and values:
-            space[name] = Choice(values)
+            space[name] = Choice([_number(value) for value in values])
             continue
         try:
-            # YAML takes 1e-5 for text, as it has no point.
-            space[name] = Range(**{key: float(value) if isinstance(value, str) else value for key, value in values.items()})
+            space[name] = Range(**{key: _number(value) for key, value in values.items()})
         except (AttributeError, TypeError, ValueError) as error:
             raise ValueError(
-                f"--hp-space {file}: {name} is {values!r}; give a list of values, or low, high and, if it is to be drawn"
-                " on a logarithmic scale, log: true"
+                f"--hp-space {file}: {name} is {values!r}; give a list of values, or low, a higher high and, to draw"
+                " from a logarithmic scale, log: true"
             ) from error
-        if not space[name].low < space[name].high:
-            raise ValueError(f"--hp-space {file}: {name} goes from {values['low']} to {values['high']}")
     return space
+
+
+def _number(value: Any) -> Any:
+    """YAML takes 1e-5, which has no point, for text."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def search(trainer: Trainer, arguments: TrainArguments) -> dict[str, float]:
@@ -131,7 +145,7 @@ def search(trainer: Trainer, arguments: TrainArguments) -> dict[str, float]:
     trials = run(trainer, space, objective, direction, arguments.hp_trials)
     finished = [trial for trial in trials if trial.objective is not None]
     if not finished:
-        raise ValueError(f"--hp-search: none of {len(trials)} trials came to an end; is every value of --hp-space sound?")
+        raise ValueError(f"--hp-search: none of {len(trials)} trials came to an end; see what they wrote")
     best = (max if direction == "maximize" else min)(finished, key=lambda trial: trial.objective)
     if trainer.is_world_process_zero():
         folder = Path(str(args.output_dir))
@@ -173,7 +187,9 @@ def _run_optuna(
     return [Trial(trial.params, trial.value if trial.state == complete else None) for trial in study.trials]
 
 
-def _run_ray(trainer: Trainer, space: Space, objective: Callable[..., float], direction: str, count: int) -> list[Trial]:
+def _run_ray(
+    trainer: Trainer, space: Space, objective: Callable[..., float], direction: str, count: int
+) -> list[Trial]:
     from ray import tune
 
     best = trainer.hyperparameter_search(
