@@ -94,6 +94,9 @@ python -m baichuan_hf.training.tiny chat --name {name} --max-steps {chat_steps}
 python -m baichuan_hf.training.tiny evaluate --name {name}
 python -m baichuan_hf.training.tiny card --name {name}
 ```
+
+Both bundled checkpoints share one tokenizer, trained on the texts that the card of `tiny-alibi` lists. For the same
+ids put its `tokenizer.model` into `tokenizer/` of the work folder in place of the second command.
 """
 FAMILIES = {"rope": "Baichuan2-7B (rotary positions, normalised head)", "alibi": "Baichuan-13B (ALiBi, plain head)"}
 SHAPE = [
