@@ -110,6 +110,7 @@ TRAIN_ARGUMENTS = {
     "eval_file",
     "eval_fraction",
     "from_scratch",
+    "keep_zeros",
     "label_column",
     "lora",
     "lora_alpha",

@@ -4,6 +4,7 @@ from ..data.prompts import Prompt
 from .arguments import TrainArguments
 from .classify import train_classifier
 from .classify_arguments import ClassifyArguments
+from .distill import DistillArguments, train_distilled
 from .few_shot import predict_labels, score_labels
 from .language_model import ChatArguments, LanguageModelArguments, fine_tune_chat, pretrain
 from .masked_language_model import MaskedLanguageModelArguments, train_masked_language_model
@@ -19,6 +20,7 @@ __all__ = [
     "TASKS",
     "ChatArguments",
     "ClassifyArguments",
+    "DistillArguments",
     "LanguageModelArguments",
     "MaskedLanguageModelArguments",
     "PreferenceArguments",
@@ -37,6 +39,7 @@ __all__ = [
     "score_labels",
     "train",
     "train_classifier",
+    "train_distilled",
     "train_masked_language_model",
     "train_preferences",
     "train_question_answering",

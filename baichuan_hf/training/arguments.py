@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
+from transformers import Trainer
 
 
 def option(help: str, default: Any = None) -> Any:
@@ -70,9 +71,13 @@ class TrainArguments:
         1,
     )
 
+    keep_zeros: bool = option("Weights that are zero stay zero, as those of a pruned model.", False)
+
     def __post_init__(self) -> None:
         if self.tensor_parallel_size > 1 and (self.from_scratch or self.peft):
             raise ValueError("--tensor-parallel-size divides trained weights: not --from-scratch, --lora or --qlora")
+        if self.keep_zeros and self.peft:
+            raise ValueError("--keep-zeros is about weights that are trained: those under --lora and --qlora are not")
         if self.merge and not self.peft:
             raise ValueError("--merge folds adapters into the model: it needs --lora or --qlora")
         if self.from_scratch and self.peft:
@@ -88,6 +93,14 @@ class TrainArguments:
     @property
     def peft(self) -> bool:
         return self.lora or self.qlora
+
+    @property
+    def preset_tokenizer(self) -> str:
+        """Folder or Hub name of the tokenizer that a preset takes, which has none of its own."""
+        return "tiny"
+
+    def prepare_trainer(self, trainer: Trainer) -> None:
+        """Called before the training begins; a task may change how the loss is computed, or add callbacks."""
 
     def config_values(self) -> dict[str, Any]:
         """The fields of --config-overrides with their values, read as YAML."""

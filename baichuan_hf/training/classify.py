@@ -78,7 +78,8 @@ def _head_recipe(arguments: ClassifyArguments, training_arguments: TrainingArgum
         encoded = tokenizer(batch["text"], truncation=True, max_length=max_length)
         columns = {**encoded, "cut": [bool(encoding.overflowing) for encoding in encoded.encodings]}
         if "label" in batch:
-            columns["label"] = _one_hot(batch["label"], len(names)) if kind == MULTI else batch["label"]
+            # Not `label`: a new column would take the type of the old one of its name, and these be whole numbers.
+            columns["labels"] = _one_hot(batch["label"], len(names)) if kind == MULTI else batch["label"]
         return columns
 
     def build(train: Dataset | TorchDataset, test: Dataset | None, training_arguments: TrainingArguments) -> Trainer:

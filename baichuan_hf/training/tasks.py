@@ -10,6 +10,7 @@ from .arguments import TrainArguments
 from .checks import check_arguments
 from .classify import train_classifier
 from .classify_arguments import ClassifyArguments
+from .distill import DistillArguments, train_distilled
 from .language_model import ChatArguments, LanguageModelArguments, fine_tune_chat, pretrain
 from .masked_language_model import MaskedLanguageModelArguments, train_masked_language_model
 from .preferences import PreferenceArguments, train_preferences
@@ -29,6 +30,7 @@ class Task:
 
 TASKS: dict[str, Task] = {
     "classify": Task(train_classifier, ClassifyArguments),
+    "distill": Task(train_distilled, DistillArguments),
     "dpo": Task(train_preferences, PreferenceArguments),
     "mlm": Task(train_masked_language_model, MaskedLanguageModelArguments),
     "pretrain": Task(pretrain, LanguageModelArguments),

@@ -29,6 +29,7 @@ from ..adapters.loading import save_base_config
 from ..checkpoints import resolve_model
 from ..model.configuration_baichuan import BaichuanConfig, list_presets
 from .arguments import TrainArguments
+from .keep_zeros import KeepZeros
 from .plot import plot_history
 from .record import check_checkpoints, record_run
 from .search import search
@@ -40,9 +41,9 @@ HEADS = ["score", "classifier", "qa_outputs", "lm_head", "cross_attn"]
 
 
 def load_tokenizer(arguments: TrainArguments) -> PreTrainedTokenizerBase:
-    """That of --model; a preset has none and takes that of the bundled checkpoint."""
+    """That of --model; a preset has none and takes `preset_tokenizer`."""
     preset = arguments.from_scratch and arguments.model in list_presets()
-    tokenizer = AutoTokenizer.from_pretrained(resolve_model("tiny" if preset else arguments.model))
+    tokenizer = AutoTokenizer.from_pretrained(resolve_model(arguments.preset_tokenizer if preset else arguments.model))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -203,7 +204,10 @@ def train_and_save(
     with --merge the merged model, for which `load` gives the model that the adapter adapts. Returns the metrics of
     all_results.json. Raises NonFiniteLossError at the first loss that is no number, MemoryError saying what to change.
     """
+    arguments.prepare_trainer(trainer)
     watch_loss(trainer)
+    if arguments.keep_zeros:
+        trainer.add_callback(KeepZeros())
     if arguments.hp_search:
         return search(trainer, arguments)
     if arguments.early_stopping_patience:
