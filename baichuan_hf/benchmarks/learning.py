@@ -11,7 +11,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoTokenizer, get_cosine_schedule_with_warmup
 
 from ..checkpoints import bundled_checkpoint
@@ -25,9 +24,6 @@ PARTS = 40
 HELD_OUT_PARTS = (10, 30)
 # Tokens of a batch of evaluation: its logits are 800 MB in float32.
 EVAL_TOKENS = 32768
-# Not the attention of cuDNN: with a mask, which a captured step has, its gradients are not always finite on Hopper
-# (github.com/pytorch/pytorch/issues/196678).
-BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 # Steps before a step is captured as a CUDA graph: they fill the optimiser's state and choose the kernels.
 STEPS_BEFORE_CAPTURE = 3
 
@@ -127,7 +123,7 @@ class Learner:
 
     def _compute(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
-        with self._autocast(), sdpa_kernel(BACKENDS):
+        with self._autocast():
             loss = self.model(input_ids=self.batch, labels=self.batch, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)

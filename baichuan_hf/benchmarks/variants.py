@@ -166,4 +166,8 @@ def _config(settings: Settings, variant: Variant, intermediate_size: int) -> Bai
         "position_embedding_type": "rope",
         "normalize_lm_head": False,
     }
+    if variant.deep:
+        # The embedding of the padding token, here <unk> of WikiText, stays zero. A row that begins with it is zero in
+        # every layer, and the gradients of so many norms of zero are beyond float32: a step of NaN.
+        values["pad_token_id"] = None
     return BaichuanConfig(**(values | {"intermediate_size": intermediate_size} | variant.changes))
