@@ -21,7 +21,7 @@ from .train import TrainCommand, train
 
 
 # What wrong input raises, here and in the libraries below; anything else is a bug and keeps its traceback.
-USER_ERRORS = (ValueError, OSError, ImportError, StrictDataclassError)
+USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError, MemoryError, StrictDataclassError)
 
 
 class Commands(TyperGroup):
