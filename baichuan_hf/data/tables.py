@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, IterableDataset
 
 
 READERS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".txt": "text"}
@@ -19,8 +19,10 @@ READER_OPTIONS: dict[str, dict[str, Any]] = {"csv": {"keep_default_na": False}, 
 SPLIT_SEED = 42
 
 
-def load_splits(source: str) -> DatasetDict:
+def load_splits(source: str, *, streaming: bool = False) -> DatasetDict:
     """Every split of a file (one split, `train`), of a folder of such files, or of a data set on the Hub.
+
+    With `streaming` the splits are read while they are iterated over, and never held as a whole.
 
     A cell of a CSV file is taken literally: "NA" and "None" are text, and an empty cell is the empty string. A text
     file has the column `text`, a row for what stands between blank lines.
@@ -33,6 +35,8 @@ def load_splits(source: str) -> DatasetDict:
             raise ValueError(f"{source}: unknown extension {path.suffix!r}; a data file is one of {allowed}")
         reader = READERS[path.suffix.lower()]
         arguments = {"path": reader, "data_files": {"train": str(path)}, **READER_OPTIONS.get(reader, {})}
+        if streaming and reader == "text":
+            arguments["sample_by"] = "paragraph"  # one at a time, of a file that may be larger than the memory
     elif path.is_dir():
         arguments = {"path": str(path)}
     elif path.suffix.lower() in READERS or path.is_absolute() or source.count("/") > 1:
@@ -40,7 +44,7 @@ def load_splits(source: str) -> DatasetDict:
     else:
         arguments = {"path": source}
     try:
-        splits = datasets.load_dataset(**arguments)
+        splits = datasets.load_dataset(**arguments, streaming=streaming)
     except (FileNotFoundError, ConnectionError) as error:
         raise FileNotFoundError(
             f"{source}: neither a file or folder here ({allowed}) nor a data set that the Hub would give: {error}"
@@ -50,7 +54,8 @@ def load_splits(source: str) -> DatasetDict:
         hint = "; save the file as UTF-8" if isinstance(cause, UnicodeDecodeError) else ""
         raise ValueError(f"{source}: cannot be read: {cause}{hint}") from error
     if arguments["path"] == "text":
-        splits = splits.map(_paragraphs, batched=True, desc="Dividing at blank lines")
+        shown = {} if streaming else {"desc": "Dividing at blank lines"}
+        splits = splits.map(_paragraphs, batched=True, **shown)
     return splits
 
 
@@ -75,11 +80,22 @@ def load_train_and_test(
     return chosen
 
 
-def require_columns(rows: Dataset, columns: dict[str, str], source: str) -> None:
+def column_names(rows: Dataset | IterableDataset) -> list[str]:
+    """The columns there are; those of a stream may be known from its first row only."""
+    return rows.column_names or list(next(iter(rows), {}))
+
+
+def in_memory(rows: Dataset | IterableDataset, desc: str, num_proc: int | None = None) -> dict[str, Any]:
+    """Options of `rows.map` and `rows.filter` that a stream does not take: the bar's text, and how many processes."""
+    return {} if isinstance(rows, IterableDataset) else {"desc": desc, "num_proc": num_proc}
+
+
+def require_columns(rows: Dataset | IterableDataset, columns: dict[str, str], source: str) -> None:
     """`columns` maps the option that names a column to that name; raises ValueError listing the columns there are."""
+    found = column_names(rows)
     for option, name in columns.items():
-        if name not in rows.column_names:
-            there = ", ".join(map(repr, rows.column_names))
+        if name not in found:
+            there = ", ".join(map(repr, found))
             raise ValueError(f"{source}: {option} {name!r} is not a column; there are {there}")
 
 

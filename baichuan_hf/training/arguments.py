@@ -32,6 +32,12 @@ class TrainArguments:
         "Share of the training rows to evaluate on when there is no --eval-file; stratified, the same in every run.",
         0.2,
     )
+    streaming: bool = option(
+        "Read the training rows while training, never all of them; needs --max-steps. For pretrain, mlm and sft.",
+        False,
+    )
+    shuffle_buffer: int = option("With --streaming: rows among which the next is drawn.", 10_000)
+    preprocessing_num_workers: int | None = option("Processes that tokenize the rows of pretrain, mlm and sft.")
     text_column: str = option("Column with the text.", "text")
     label_column: str = option("Column with the label.", "label")
     max_length: int = option("Longer texts are cut to this many tokens.", 512)

@@ -9,7 +9,8 @@ from .arguments import TrainArguments
 from .search import check_search
 
 
-# Packages that --report-to names, of which we have an extra.
+# The tasks that need not see all rows first; then the packages of --report-to of which we have an extra.
+STREAMING = ("mlm", "pretrain", "sft")
 TRACKERS = {"tensorboard": "TensorBoard", "trackio": "Trackio"}
 
 
@@ -18,6 +19,12 @@ def check_arguments(arguments: TrainArguments, training_arguments: TrainingArgum
     for name in training_arguments.report_to:
         if name in TRACKERS and importlib.util.find_spec(name) is None:
             raise ImportError(f"--report-to {name} needs {TRACKERS[name]}: pip install 'baichuan-hf[{name}]'")
+    if arguments.streaming and arguments.task not in STREAMING:
+        raise ValueError(
+            f"--streaming is for {', '.join(STREAMING)}: --task {arguments.task} looks at all rows before it trains"
+        )
+    if arguments.streaming and training_arguments.max_steps <= 0:
+        raise ValueError("--streaming needs --max-steps: where a stream ends is not known")
     if arguments.hp_search:
         check_search(arguments)
     if arguments.early_stopping_patience and not training_arguments.load_best_model_at_end:

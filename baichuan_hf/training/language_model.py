@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from datasets import Dataset, DatasetDict, Features, Value
+from datasets import Dataset, DatasetDict, Features, IterableDataset, Value
 from datasets import Sequence as ListOf
 from transformers import (
     AutoModelForCausalLM,
@@ -21,7 +21,15 @@ from transformers import (
 )
 
 from ..data.conversations import encode_conversation, to_messages
-from ..data.tables import hold_out, load_train_and_test, require_columns
+from ..data.tables import (
+    SPLIT_SEED,
+    column_names,
+    hold_out,
+    in_memory,
+    load_splits,
+    load_train_and_test,
+    require_columns,
+)
 from .arguments import TrainArguments, option
 from .trainer import add_adapters, check_output_dir, load_model, load_tokenizer, train_and_save
 
@@ -81,9 +89,16 @@ def pretrain(arguments: LanguageModelArguments, training_arguments: TrainingArgu
     """
     check_output_dir(training_arguments, arguments)
     tokenizer = load_tokenizer(arguments)
-    texts = load_texts(arguments)
-    rows = DatasetDict({name: pack_texts(split, tokenizer, arguments.max_length) for name, split in texts.items()})
-    if not len(rows["train"]):
+    with training_arguments.main_process_first(desc="tokenizing"):
+        texts = load_texts(arguments, seed=training_arguments.seed)
+        workers = arguments.preprocessing_num_workers
+        rows = DatasetDict(
+            {
+                name: pack_texts(split, tokenizer, arguments.max_length, num_proc=workers)
+                for name, split in texts.items()
+            }
+        )
+    if not arguments.streaming and not len(rows["train"]):
         raise ValueError(
             f"{arguments.train_file}: holds fewer than --max-length {arguments.max_length} tokens; make it smaller"
         )
@@ -97,10 +112,14 @@ def fine_tune_chat(arguments: ChatArguments, training_arguments: TrainingArgumen
     """
     check_output_dir(training_arguments, arguments)
     tokenizer = load_tokenizer(arguments)
-    splits = with_eval_rows(load_train_and_test(arguments.train_file, arguments.eval_file), arguments)
-    rows = DatasetDict(
-        {name: encode_chats(split, tokenizer, arguments, arguments.sources[name]) for name, split in splits.items()}
-    )
+    with training_arguments.main_process_first(desc="tokenizing"):
+        splits = with_eval_rows(load_rows(arguments, seed=training_arguments.seed), arguments)
+        rows = DatasetDict(
+            {
+                name: encode_chats(split, tokenizer, arguments, arguments.sources[name])
+                for name, split in splits.items()
+            }
+        )
     collate: Callable[..., Any] = DataCollatorForSeq2Seq(tokenizer)
     if arguments.packing:
         collate = DataCollatorWithFlattening()
@@ -142,6 +161,9 @@ def language_model_trainer(
     model = load(arguments)
     if hasattr(model, "skip_logits"):
         model.skip_logits = not arguments.full_logits
+    if arguments.streaming:
+        # Else one process would read for all, and join their batches, whose rows may be of different lengths.
+        training_arguments.accelerator_config.dispatch_batches = False
     # The logits of a whole evaluation would not fit; the loss is all that is asked for.
     training_arguments.prediction_loss_only = True
     return LanguageModelTrainer(
@@ -154,17 +176,33 @@ def language_model_trainer(
     )
 
 
-def load_texts(arguments: TrainArguments) -> DatasetDict:
+def load_rows(arguments: TrainArguments, *, seed: int) -> DatasetDict:
+    """`train`, and `test` if there is one; with --streaming the first is a stream, shuffled in a buffer by `seed`."""
+    if not arguments.streaming:
+        return load_train_and_test(arguments.train_file, arguments.eval_file)
+    if arguments.eval_fraction and not arguments.eval_file:
+        raise ValueError(
+            "--streaming cannot hold out a share of rows it has not seen: give --eval-file, or --eval-fraction 0"
+        )
+    splits = load_train_and_test(arguments.train_file, load=functools.partial(load_splits, streaming=True))
+    rows = DatasetDict(train=splits["train"].shuffle(seed=seed, buffer_size=arguments.shuffle_buffer))
+    if arguments.eval_file:
+        rows["test"] = load_train_and_test(arguments.eval_file)["train"]
+    return rows
+
+
+def load_texts(arguments: TrainArguments, *, seed: int = SPLIT_SEED) -> DatasetDict:
     """`train` and, unless --eval-fraction is 0, `test`, with the one column `text`; empty rows are left out."""
-    splits = load_train_and_test(arguments.train_file, arguments.eval_file)
+    splits = load_rows(arguments, seed=seed)
     for name, split in splits.items():
         source = arguments.sources[name]
         require_columns(split, {"--text-column": arguments.text_column}, source)
         texts = split.select_columns(arguments.text_column)
         if arguments.text_column != "text":
             texts = texts.rename_column(arguments.text_column, "text")
-        splits[name] = texts.filter(lambda row: bool(row["text"] and row["text"].strip()), desc="Dropping empty rows")
-        if not len(splits[name]):
+        options = in_memory(texts, "Dropping empty rows")
+        splits[name] = texts.filter(lambda row: bool(row["text"] and row["text"].strip()), **options)
+        if isinstance(texts, Dataset) and not len(splits[name]):
             raise ValueError(f"{source}: column {arguments.text_column!r} holds no text")
     return with_eval_rows(splits, arguments)
 
@@ -176,7 +214,9 @@ def with_eval_rows(splits: DatasetDict, arguments: TrainArguments) -> DatasetDic
     return hold_out(splits["train"], arguments.eval_fraction)
 
 
-def pack_texts(texts: Dataset, tokenizer: PreTrainedTokenizerBase, length: int) -> Dataset:
+def pack_texts(
+    texts: Dataset | IterableDataset, tokenizer: PreTrainedTokenizerBase, length: int, *, num_proc: int | None = None
+) -> Dataset | IterableDataset:
     """Rows of exactly `length` tokens from the stream of all texts, </s> behind each; what is left over is dropped.
 
     `position_ids` restart with every text, by which the model keeps them apart, and the first token of a text is no
@@ -199,14 +239,18 @@ def pack_texts(texts: Dataset, tokenizer: PreTrainedTokenizerBase, length: int) 
             rows["position_ids"].append([min(place, column) for column, place in enumerate(row_places)])
         return rows
 
-    encoded = texts.map(encode, batched=True, remove_columns=texts.column_names, desc="Tokenizing")
+    options = in_memory(texts, "Tokenizing", num_proc)
+    encoded = texts.map(encode, batched=True, remove_columns=["text"], **options)
     # What is left over of a batch is lost: large ones lose little.
-    return encoded.map(cut, batched=True, batch_size=10_000, features=TOKENS, desc="Packing")
+    options = in_memory(texts, "Packing", num_proc)
+    return encoded.map(cut, batched=True, batch_size=10_000, remove_columns=["input_ids"], features=TOKENS, **options)
 
 
-def encode_chats(rows: Dataset, tokenizer: PreTrainedTokenizerBase, arguments: TrainArguments, source: str) -> Dataset:
+def encode_chats(
+    rows: Dataset | IterableDataset, tokenizer: PreTrainedTokenizerBase, arguments: TrainArguments, source: str
+) -> Dataset | IterableDataset:
     """`input_ids` and `labels` of conversations, cut to --max-length; those where the assistant then says nothing are
-    left out. What was cut or left out is reported."""
+    left out. What was cut or left out is reported, but for a stream, whose rows are not known yet."""
 
     def encode(row: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -216,9 +260,13 @@ def encode_chats(rows: Dataset, tokenizer: PreTrainedTokenizerBase, arguments: T
         whole = len(encoded["input_ids"])
         return {name: ids[: arguments.max_length] for name, ids in encoded.items()} | {"whole": whole}
 
-    encoded = rows.map(encode, remove_columns=rows.column_names, desc="Tokenizing")
+    options = in_memory(rows, "Tokenizing", arguments.preprocessing_num_workers)
+    encoded = rows.map(encode, remove_columns=column_names(rows), **options)
+    options = in_memory(rows, "Dropping silent rows")
+    said = encoded.filter(lambda row: any(label != -100 for label in row["labels"]), **options)
+    if isinstance(said, IterableDataset):
+        return said.remove_columns("whole")
     cut = sum(whole > arguments.max_length for whole in encoded["whole"])
-    said = encoded.filter(lambda row: any(label != -100 for label in row["labels"]), desc="Dropping silent rows")
     if cut or len(said) < len(encoded):
         logger.warning(
             "%s: %d of %d conversations are cut to --max-length %d tokens; %d in which the assistant then says nothing"

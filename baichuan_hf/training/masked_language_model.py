@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, IterableDataset
 from transformers import (
     AutoConfig,
     AutoModelForMaskedLM,
@@ -14,6 +14,7 @@ from transformers import (
 
 from ..checkpoints import resolve_model
 from ..data.masking import WholeWordMasking, split_words, word_numbers
+from ..data.tables import in_memory
 from ..model.configuration_baichuan import list_presets
 from .arguments import TrainArguments, option
 from .language_model import LanguageModelArguments, language_model_trainer, load_texts
@@ -47,9 +48,14 @@ def train_masked_language_model(
     if tokenizer.mask_token is None:
         tokenizer.add_special_tokens({"mask_token": "<mask>"})
         new_tokens = [tokenizer.mask_token_id]
-    rows = DatasetDict(
-        {name: encode_words(texts, tokenizer, arguments.max_length) for name, texts in load_texts(arguments).items()}
-    )
+    with training_arguments.main_process_first(desc="tokenizing"):
+        workers = arguments.preprocessing_num_workers
+        rows = DatasetDict(
+            {
+                name: encode_words(texts, tokenizer, arguments.max_length, num_proc=workers)
+                for name, texts in load_texts(arguments, seed=training_arguments.seed).items()
+            }
+        )
     # The collator needs the column `words`, which is no argument of a model.
     training_arguments.remove_unused_columns = False
 
@@ -83,7 +89,9 @@ def _encoder_values(arguments: TrainArguments) -> dict[str, Any]:
     return {}
 
 
-def encode_words(texts: Dataset, tokenizer: PreTrainedTokenizerBase, length: int) -> Dataset:
+def encode_words(
+    texts: Dataset | IterableDataset, tokenizer: PreTrainedTokenizerBase, length: int, *, num_proc: int | None = None
+) -> Dataset | IterableDataset:
     """Rows of at most `length` tokens: `input_ids`, and `words`, the number of each token's word. Longer texts become
     several rows; parts without a word are left out."""
     split = split_words()
@@ -107,4 +115,4 @@ def encode_words(texts: Dataset, tokenizer: PreTrainedTokenizerBase, length: int
                     rows["words"].append([word - first if word >= 0 else -1 for word in part])
         return rows
 
-    return texts.map(encode, batched=True, remove_columns=texts.column_names, desc="Tokenizing")
+    return texts.map(encode, batched=True, remove_columns=["text"], **in_memory(texts, "Tokenizing", num_proc))

@@ -40,6 +40,7 @@ RUNS = {
     "qa": (QUESTIONS, ["--task", "qa"]),
     "seq2seq": (SENTENCES, ["--task", "seq2seq"]),
     "sft": (CHATS, ["--task", "sft"]),
+    "sft-stream": (CHATS, ["--task", "sft", "--streaming", "--eval-fraction", "0", "--shuffle-buffer", "5"]),
     "tag": (TAGS, ["--task", "tag"]),
 }
 # Which words are hidden is drawn by each process.
@@ -55,12 +56,13 @@ def words(root: Path, name: str, way: str) -> list[str]:
     """The command line of a run whose steps see four rows, divided as `way` does it."""
     rows_per_process = 2 if way in ("ddp", "fsdp2") else 4
     return [
-        *RUNS[name][1], "--model", str(root / "model"), "--train-file", str(root / name / "rows.jsonl"),
+        "--model", str(root / "model"), "--train-file", str(root / name / "rows.jsonl"),
         "--eval-fraction", "0.25", "--output-dir", str(root / name / way), "--max-steps", "4", "--save-steps", "2",
         "--per-device-train-batch-size", str(rows_per_process), "--logging-steps", "1", "--disable-tqdm", "true",
         "--learning-rate", "1e-2",
         *(["--tensor-parallel-size", "2", "--save-only-model"] if way == "tp" else []),
         *(["--use-cpu"] if way in ("one", "ddp") else []),
+        *RUNS[name][1],
     ]  # fmt: skip
 
 
