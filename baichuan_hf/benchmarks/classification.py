@@ -3,9 +3,10 @@
     python -m baichuan_hf.benchmarks.classification ROWS.csv baseline --task classify --train-file X.csv ...
     python -m baichuan_hf.benchmarks.classification ROWS.csv full     --task classify --train-file X.csv ...
 
-The words after the method's name are those of `baichuan-hf train`; one row is appended to ROWS.csv. `baseline` uses
-only those that choose the rows: it is TF-IDF of character n-grams and logistic regression, with settings chosen by
-cross-validation within the training rows, and needs scikit-learn.
+The words after the method's name are those of `baichuan-hf train`; one row is appended to ROWS.csv. Only the name
+`baseline` means something: it uses none of the words but those that choose the rows (with --few-shot also the same
+examples, by --seed), and is TF-IDF of character n-grams and logistic regression, with settings chosen by
+cross-validation within the training rows. It needs scikit-learn.
 """
 
 import shlex
@@ -16,7 +17,7 @@ from pathlib import Path
 import torch
 
 from ..training import ClassifyArguments, parse_arguments, train
-from ..training.labelled_texts import load_labelled_texts
+from ..training.labelled_texts import choose_examples, load_labelled_texts
 from .rows import append_rows, machine
 
 
@@ -28,7 +29,7 @@ GRID = {
 }
 
 
-def tfidf_baseline(arguments: ClassifyArguments) -> dict[str, float]:
+def tfidf_baseline(arguments: ClassifyArguments, seed: int) -> dict[str, float]:
     """Metrics on the rows that `train_classifier` evaluates on. Raises ImportError without scikit-learn."""
     try:
         from sklearn.feature_extraction.text import TfidfVectorizer
@@ -39,6 +40,8 @@ def tfidf_baseline(arguments: ClassifyArguments) -> dict[str, float]:
     except ImportError as error:
         raise ImportError("the baseline needs scikit-learn: pip install 'baichuan-hf[bench]'") from error
     rows = load_labelled_texts(arguments)
+    if arguments.few_shot:
+        rows["train"] = choose_examples(rows["train"], arguments.few_shot, seed=seed)
     steps = [
         ("vectorize", TfidfVectorizer(analyzer="char", sublinear_tf=True)),
         ("classify", LogisticRegression(max_iter=1000, solver="liblinear")),
@@ -56,7 +59,10 @@ def tfidf_baseline(arguments: ClassifyArguments) -> dict[str, float]:
 def main(results: str, method: str, *words: str) -> None:
     arguments, training_arguments = parse_arguments(words)
     start = time.perf_counter()
-    metrics = tfidf_baseline(arguments) if method == "baseline" else train(arguments, training_arguments)
+    if method == "baseline":
+        metrics = tfidf_baseline(arguments, training_arguments.seed)
+    else:
+        metrics = train(arguments, training_arguments)
     origin = machine(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     row = {
         "date": origin["date"],

@@ -1,6 +1,7 @@
 """`train_classifier`: what it learns, writes, refuses, and goes on from."""
 
 import json
+import random
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from baichuan_hf.adapters.loading import load_adapted
 from baichuan_hf.training import ClassifyArguments, train, train_classifier
 from baichuan_hf.training.trainer import add_adapters
 from tests.helpers import tiny_config
-from tests.helpers.checkpoint import quiet_arguments, save_checkpoint, write_csv
+from tests.helpers.checkpoint import quiet_arguments, reviews, save_checkpoint, write_csv
 
 
 def ours(train_file, **values):
@@ -205,3 +206,75 @@ def test_qlora_trains_over_four_bits_and_merges_into_the_full_model(tmp_path, re
     assert metrics["eval_accuracy"] == 1.0
     classify = pipeline("text-classification", model=str(tmp_path / "out" / "merged"))
     assert [answer["label"] for answer in classify(["99 很好", "98 awful"])] == ["good", "bad"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_several_labels_of_a_text(checkpoint, tmp_path, method):
+    rows = [{"review": row["review"], "stars": f"{row['stars']}; text"} for row in reviews()]
+    file = write_csv(tmp_path / "x.csv", [*rows, *({"review": f"{i} nothing", "stars": ""} for i in range(24))])
+    values = {"problem_type": "multi_label_classification", "label_separator": ";", "merge": bool(method)}
+    metrics = train(
+        ours(file, model=str(checkpoint), **values, **method),
+        theirs(tmp_path / "out", num_train_epochs=12, learning_rate=1e-2),
+    )
+    assert metrics["eval_f1_micro"] == metrics["eval_f1_macro"] == metrics["eval_subset_accuracy"] == 1.0
+    classify = pipeline("text-classification", model=str(tmp_path / "out" / "merged" if method else tmp_path / "out"))
+    assert classify.model.config.problem_type == "multi_label_classification"
+    for text, expected in (("99 很好", {"good", "text"}), ("98 awful", {"bad", "text"}), ("97 nothing", set())):
+        answers = classify(text, top_k=None)
+        assert {answer["label"] for answer in answers} == {"good", "bad", "text"}
+        assert {answer["label"] for answer in answers if answer["score"] > 0.5} == expected
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_number_for_a_text(checkpoint, tmp_path, method):
+    rows = [{"review": row["review"], "stars": 1.5 if row["stars"] == "good" else -0.5} for row in reviews()]
+    file = write_csv(tmp_path / "x.csv", rows)
+    metrics = train(
+        ours(file, model=str(checkpoint), merge=bool(method), **method),
+        theirs(tmp_path / "out", num_train_epochs=12, learning_rate=1e-2),
+    )
+    assert metrics["eval_mse"] < 0.1 < 0.9 < metrics["eval_mean_mse"]
+    assert metrics["eval_pearson"] > 0.95
+    assert metrics["eval_mae"] ** 2 <= metrics["eval_mse"]
+    assert metrics["eval_spearman"] > 0.8
+    classify = pipeline("text-classification", model=str(tmp_path / "out" / "merged" if method else tmp_path / "out"))
+    assert classify.model.config.problem_type == "regression"
+    good, bad = classify(["99 很好", "98 awful"])
+    assert good["label"] == bad["label"] == "stars"
+    assert (good["score"], bad["score"]) == pytest.approx((1.5, -0.5), abs=0.5)
+
+
+def test_texts_change_anew_in_each_epoch_and_in_training_only(checkpoint, tmp_path):
+    file, eval_file = write_csv(tmp_path / "x.csv", reviews(8)), write_csv(tmp_path / "y.csv", reviews(24)[8:])
+    seen = []
+
+    def stamp(text):
+        seen.append(f"{text} {random.random()}")
+        return seen[-1]
+
+    arguments = ours(file, model=str(checkpoint), eval_file=str(eval_file), augment=["swap"])
+    settings = {"num_train_epochs": 2, "eval_strategy": "epoch", "save_strategy": "steps", "save_steps": 1}
+    train_classifier(arguments, theirs(tmp_path / "whole", **settings), augment=stamp)
+    assert len(set(seen)) == len(seen) == 2 * 8
+    shown = {"".join(sorted(text.rpartition(" ")[0])) for text in seen}
+    assert shown == {"".join(sorted(row["review"])) for row in reviews(8)}
+
+    # A run that is resumed within an epoch sees what the whole one saw.
+    last_steps = sorted(seen[4:])
+    seen.clear()
+    checkpoint_1 = str(tmp_path / "whole" / "checkpoint-1")
+    train_classifier(
+        arguments, theirs(tmp_path / "parts", resume_from_checkpoint=checkpoint_1, **settings), augment=stamp
+    )
+    assert sorted(seen)[-12:] == last_steps
+    whole, parts = (load_file(tmp_path / folder / "model.safetensors") for folder in ("whole", "parts"))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_cut_texts_are_reported(tmp_path, caplog):
+    model = save_checkpoint(tmp_path / "model", max_position_embeddings=8)
+    rows = [{"review": "很好 " * (9 * (i == 0) + 1), "stars": i % 2} for i in range(10)]
+    values = {"model": str(model), "eval_fraction": 0, "max_length": 100}
+    train(ours(write_csv(tmp_path / "x.csv", rows), **values), theirs(tmp_path / "out", max_steps=1))
+    assert "x.csv: 1 of 10 texts are cut to 8 tokens, --max-length or the most that the model takes" in caplog.text
