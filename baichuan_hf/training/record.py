@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,18 @@ def digest(source: str) -> str:
         return "-"
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def last_complete_checkpoint(folder: Path) -> Path | None:
+    """The last checkpoint in `folder` that was saved to its end; a run may have been killed while it saved one."""
+    steps = {path: path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*")}
+    for path in sorted((path for path in steps if steps[path].isdecimal()), key=lambda path: -int(steps[path])):
+        try:
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))  # what Trainer writes last
+        except (OSError, ValueError):
+            continue
+        return path
+    return None
 
 
 def check_checkpoints(training_arguments: TrainingArguments, arguments: TrainArguments) -> None:

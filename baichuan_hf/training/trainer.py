@@ -22,7 +22,6 @@ from transformers import (
     set_seed,
 )
 from transformers.distributed import DistributedConfig
-from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import is_bitsandbytes_available
 
 from ..adapters.loading import save_base_config
@@ -31,7 +30,7 @@ from ..model.configuration_baichuan import BaichuanConfig, list_presets
 from .arguments import TrainArguments
 from .keep_zeros import KeepZeros
 from .plot import plot_history
-from .record import check_checkpoints, record_run
+from .record import check_checkpoints, last_complete_checkpoint, record_run
 from .search import search
 from .watch import explain_out_of_memory, watch_loss
 
@@ -151,10 +150,10 @@ def checkpoint_to_resume(training_arguments: TrainingArguments, model: nn.Module
         return None
     if folder.lower() == "true":
         output_dir = str(training_arguments.output_dir)
-        last = get_last_checkpoint(output_dir) if Path(output_dir).is_dir() else None
+        last = last_complete_checkpoint(Path(output_dir))
         if last is None:
             raise ValueError(f"--resume-from-checkpoint true: there is no checkpoint-* folder in {output_dir}")
-        folder = last
+        folder = str(last)
     prefix = f"--resume-from-checkpoint {folder}:"
     if not (Path(folder) / "trainer_state.json").is_file():
         raise ValueError(f"{prefix} no trainer_state.json; give a checkpoint-* folder that an earlier run has saved")
