@@ -8,6 +8,7 @@ from .distill import DistillArguments, train_distilled
 from .few_shot import predict_labels, score_labels
 from .language_model import ChatArguments, LanguageModelArguments, fine_tune_chat, pretrain
 from .masked_language_model import MaskedLanguageModelArguments, train_masked_language_model
+from .on_ray import train_on_ray
 from .parsing import parse_arguments
 from .preferences import PreferenceArguments, train_preferences
 from .question_answering import QuestionArguments, predict_answers, train_question_answering
@@ -41,6 +42,7 @@ __all__ = [
     "train_classifier",
     "train_distilled",
     "train_masked_language_model",
+    "train_on_ray",
     "train_preferences",
     "train_question_answering",
     "train_seq2seq",
