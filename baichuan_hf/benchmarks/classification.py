@@ -13,6 +13,7 @@ import shlex
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -57,6 +58,7 @@ def tfidf_baseline(arguments: ClassifyArguments, seed: int) -> dict[str, float]:
 
 
 def main(results: str, method: str, *words: str) -> None:
+    arguments: Any
     arguments, training_arguments = parse_arguments(words)
     start = time.perf_counter()
     if method == "baseline":

@@ -31,7 +31,7 @@ def train_classifier(
     rows = load_labelled_texts(arguments)
     if arguments.few_shot:
         rows["train"] = choose_examples(rows["train"], arguments.few_shot, seed=training_arguments.seed)
-    steps = [*(arguments.augment or []), *([augment] if augment else [])]
+    steps: list[str | Augmentation] = [*(arguments.augment or []), *([augment] if augment else [])]
     augmentation = load_augmentation(steps) if steps else None
     make_recipe = _head_recipe if arguments.few_shot is None else prompt_recipe
     recipe = make_recipe(arguments, training_arguments, rows)

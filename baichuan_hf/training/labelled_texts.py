@@ -129,7 +129,8 @@ def _find_problem_type(rows: Dataset, arguments: ClassifyArguments) -> str:
         return MULTI
     labels = [] if isinstance(feature, ClassLabel) else rows[arguments.label_column]
     numbers = [_number(label) for label in labels if label not in (None, "")]
-    if None in numbers or all(number.is_integer() or not math.isfinite(number) for number in numbers):
+    fractions = [number for number in numbers if number is not None and number % 1 > 0]
+    if None in numbers or not fractions:
         return SINGLE
     logger.warning(
         "%s: the labels of %r are numbers that are not all whole, so this is regression; if they are classes, give"
