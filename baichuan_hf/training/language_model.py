@@ -159,6 +159,7 @@ def language_model_trainer(
 ) -> LanguageModelTrainer:
     """The trainer of a language model, causal or masked, whose logits are held only if --full-logits asks for it."""
     model = load(arguments)
+    _warn_of_length(model, arguments)
     if hasattr(model, "skip_logits"):
         model.skip_logits = not arguments.full_logits
     if arguments.streaming:
@@ -174,6 +175,19 @@ def language_model_trainer(
         processing_class=tokenizer,
         data_collator=collate,
     )
+
+
+def _warn_of_length(model: PreTrainedModel, arguments: TrainArguments) -> None:
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions and arguments.max_length > positions:
+        computed = getattr(model.config, "position_embedding_type", "rope") in ("rope", "alibi", "relative", "none")
+        logger.warning(
+            "--max-length %d is more than the %d positions that %s was made for (max_position_embeddings): %s",
+            arguments.max_length,
+            positions,
+            arguments.model,
+            "it has to learn the others now" if computed else "it has no others, and fails at the first longer row",
+        )
 
 
 def load_rows(arguments: TrainArguments, *, seed: int) -> DatasetDict:

@@ -29,9 +29,17 @@ def parse_arguments(words: Sequence[str]) -> tuple[TrainArguments, TrainingArgum
     task = find_task(_task_name(words))
     kinds = (task.arguments, task.training_arguments)
     parser = _Parser(kinds, allow_abbrev=False)
-    ours, theirs, unknown = parser.parse_args_into_dataclasses(
-        words, return_remaining_strings=True, look_for_args_file=False
-    )
+    try:
+        ours, theirs, unknown = parser.parse_args_into_dataclasses(
+            words, return_remaining_strings=True, look_for_args_file=False
+        )
+    except ValueError as error:
+        if "doesn't support bf16" not in str(error):
+            raise
+        raise ValueError(
+            "--bf16: there is no GPU here that computes in bfloat16, as NVIDIA's do from Ampere (2020) on; on an older"
+            " one take --fp16 true instead, and on the CPU also --use-cpu true"
+        ) from error
     if unknown:
         names = ["--" + f.name.replace("_", "-") for kind in kinds for f in fields(kind)]
         close = difflib.get_close_matches(unknown[0].split("=")[0].replace("_", "-"), names, n=1)
