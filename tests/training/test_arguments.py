@@ -83,3 +83,9 @@ def test_config_overrides_of_another_form_are_refused():
     ours, _ = parse_arguments([*REQUIRED, "--config-overrides", "hidden_dropout"])
     with pytest.raises(ValueError, match="'hidden_dropout' is not of the form field=value"):
         ours.config_values()
+
+
+def test_a_gpu_without_bfloat16_is_named(monkeypatch):
+    monkeypatch.setattr("transformers.training_args.is_torch_bf16_gpu_available", lambda: False)
+    with pytest.raises(ValueError, match="--bf16: there is no GPU here .* take --fp16 true instead"):
+        parse_arguments([*REQUIRED, "--bf16", "true"])

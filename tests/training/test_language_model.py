@@ -174,3 +174,9 @@ def test_texts_shorter_than_a_row(tmp_path):
     (tmp_path / "x.txt").write_text("a\n\nb\n\nc\n\nd", "utf-8")
     with pytest.raises(ValueError, match="fewer than --max-length 24 tokens"):
         train(ours("pretrain", tmp_path / "x.txt"), theirs(tmp_path / "out"))
+
+
+def test_rows_longer_than_the_models_positions_are_named(text_file, tmp_path, caplog):
+    arguments = ours("pretrain", text_file, config_overrides="max_position_embeddings=16")
+    train(arguments, theirs(tmp_path / "out", max_steps=1))
+    assert "--max-length 24 is more than the 16 positions that tiny was made for" in caplog.text
