@@ -8,19 +8,17 @@ from .parsing import parse_arguments
 from .tasks import train
 
 
-def train_on_ray(words: Sequence[str], *, num_workers: int, use_gpu: bool = True, **options: Any) -> dict[str, float]:
+def train_on_ray(words: Sequence[str], *, num_workers: int, use_gpu: bool = True, **options: Any) -> None:
     """Run `baichuan-hf train WORDS` by Ray Train's workers, as `torchrun` would by its processes.
 
-    Every worker reads --train-file and writes to --output-dir, so both are on storage that all machines share.
+    Every worker reads --train-file, and the first writes what the command writes, the metrics among it, into
+    --output-dir: both are to be on storage that all machines share.
 
     Args:
         words: the arguments of the command.
         num_workers: processes, each with a GPU, wherever in the cluster there is one.
         use_gpu: False: each has a CPU core instead.
         options: further ones of ray.train.torch.TorchTrainer, as `run_config`.
-
-    Returns:
-        The metrics of all_results.json.
 
     Raises:
         ImportError: Ray is not installed.
@@ -31,10 +29,8 @@ def train_on_ray(words: Sequence[str], *, num_workers: int, use_gpu: bool = True
     from ray.train.torch import TorchTrainer
 
     scaling = ScalingConfig(num_workers=num_workers, use_gpu=use_gpu)
-    return TorchTrainer(_work, train_loop_config={"words": [*words]}, scaling_config=scaling, **options).fit().metrics
+    TorchTrainer(_work, train_loop_config={"words": [*words]}, scaling_config=scaling, **options).fit()
 
 
 def _work(config: dict[str, Any]) -> None:
-    from ray.train import report
-
-    report(train(*parse_arguments(config["words"])))
+    train(*parse_arguments(config["words"]))
