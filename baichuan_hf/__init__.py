@@ -1,6 +1,6 @@
 """The Baichuan models on today's Hugging Face stack: `import baichuan_hf`, and the Auto classes load them."""
 
-from .adapters import register_lora_targets
+from .adapters import register_adapters
 from .checkpoints import bundled_checkpoint
 from .conversion import from_transformers
 from .data.chat import build_chat_input
@@ -39,4 +39,4 @@ __all__ = [
 ]
 
 register()
-register_lora_targets()
+register_adapters()

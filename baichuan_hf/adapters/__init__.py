@@ -1,10 +1,11 @@
-"""Adapters through PEFT: the layers of a Baichuan model that LoRA and its relatives adapt by default."""
+"""What other libraries are told of Baichuan models: PEFT which layers to adapt by default, Liger how to patch them."""
 
 from __future__ import annotations
 
 import importlib.abc
 import importlib.util
 import sys
+from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
@@ -14,31 +15,45 @@ from typing import Any
 # those names of the list that exist.
 LORA_TARGETS = ["W_pack", "q_proj", "k_proj", "v_proj"]
 
-_MAPPING = "TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING"
-_CONSTANTS = "peft.utils.constants"
 
+def register_adapters() -> None:
+    """Tell PEFT which layers to adapt in a model of type `baichuan` when the user names none, and Liger what
+    `use_liger_kernel` of TrainingArguments is to change in one.
 
-def register_lora_targets() -> None:
-    """Tell PEFT which layers to adapt in a model of type `baichuan` when the user names none.
-
-    PEFT takes seconds to import, so it is told when somebody imports it.
+    Both take seconds to import, so they are told when somebody imports them.
     """
-    if _CONSTANTS in sys.modules:
-        _add_targets(sys.modules[_CONSTANTS])
-    elif not any(isinstance(finder, _PeftFinder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _PeftFinder())
+    _when_imported("peft.utils.constants", _add_lora_targets)
+    _when_imported("liger_kernel.transformers.monkey_patch", _add_liger_function)
 
 
-def _add_targets(constants: ModuleType) -> None:
+def _add_lora_targets(constants: ModuleType) -> None:
     for model_type in ("baichuan", "encoder-decoder"):
-        getattr(constants, _MAPPING).setdefault(model_type, LORA_TARGETS)
+        constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.setdefault(model_type, LORA_TARGETS)
 
 
-class _PeftFinder(importlib.abc.MetaPathFinder):
-    """Finds PEFT's table of targets once, and adds ours right after it is loaded."""
+def _add_liger_function(monkey_patch: ModuleType) -> None:
+    from .liger import apply_liger_kernel_to_baichuan
+
+    monkey_patch.MODEL_TYPE_TO_APPLY_LIGER_FN.setdefault("baichuan", apply_liger_kernel_to_baichuan)
+
+
+def _when_imported(name: str, action: Callable[[ModuleType], None]) -> None:
+    """Call `action` with the module of that name: now if it is there, else right after it is loaded."""
+    if name in sys.modules:
+        action(sys.modules[name])
+    elif not any(isinstance(finder, _Finder) and finder.name == name for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Finder(name, action))
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    """Finds one module, once, and has something done with it when it is loaded."""
+
+    def __init__(self, name: str, action: Callable[[ModuleType], None]) -> None:
+        self.name = name
+        self.action = action
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        if fullname != _CONSTANTS:
+        if fullname != self.name:
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(fullname)
@@ -46,9 +61,9 @@ class _PeftFinder(importlib.abc.MetaPathFinder):
             return spec
         execute = spec.loader.exec_module
 
-        def execute_and_add(module: ModuleType) -> None:
+        def execute_and_act(module: ModuleType) -> None:
             execute(module)
-            _add_targets(module)
+            self.action(module)
 
-        spec.loader.exec_module = execute_and_add  # type: ignore[method-assign]
+        spec.loader.exec_module = execute_and_act  # type: ignore[method-assign]
         return spec

@@ -1,0 +1,66 @@
+"""Liger's fused Triton kernels in Baichuan models, for CUDA devices (Hsu et al. 2024; linkedin/Liger-Kernel on GitHub).
+
+`Trainer` uses them with `use_liger_kernel=True`, as `baichuan-hf train --use-liger-kernel true` does. The loss stays
+ours: it never holds the logits either, and knows the normalised head and the max-z term.
+"""
+
+from types import MethodType
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ..model import attention
+from ..model.feed_forward import GatedFeedForward
+from ..model.normalization import RMSNorm
+
+
+plain_rotation = attention.apply_rotary_pos_emb
+
+
+def apply_liger_kernel_to_baichuan(
+    model: PreTrainedModel,
+    rope: bool = True,
+    rms_norm: bool = True,
+    swiglu: bool = True,
+    fused_linear_cross_entropy: bool = True,
+) -> None:
+    """Let the modules of `model` compute by Liger's kernels; the arguments have the names of Liger's own functions.
+
+    Args:
+        model: patched in place; components that Liger has no kernel for stay as they are.
+        rope: rotate queries and keys, of every Baichuan model on a CUDA device.
+        rms_norm: RMSNorm without a bias.
+        swiglu: gated feed-forward layers with silu.
+        fused_linear_cross_entropy: a language model's loss without its logits, by `model.skip_logits`.
+    """
+    for module in model.modules():
+        if rms_norm and isinstance(module, RMSNorm) and module.bias is None:
+            module.forward = MethodType(_rms_norm, module)
+        elif swiglu and isinstance(module, GatedFeedForward) and model.config.hidden_act in ("silu", "swish"):
+            module.forward = MethodType(_swiglu, module)
+    if rope:
+        attention.apply_rotary_pos_emb = _rotate
+    if fused_linear_cross_entropy and hasattr(model, "skip_logits"):
+        model.skip_logits = True
+
+
+def _rms_norm(self: RMSNorm, hidden_states: Tensor) -> Tensor:
+    from liger_kernel.ops import LigerRMSNormFunction
+
+    # "llama": statistics in float32, then the product with the weight in the input's dtype, as in ours.
+    return LigerRMSNormFunction.apply(hidden_states, self.weight, self.eps, 0.0, "llama", False)
+
+
+def _swiglu(self: GatedFeedForward, hidden_states: Tensor) -> Tensor:
+    from liger_kernel.ops import LigerSiLUMulFunction
+
+    return self.down_proj(LigerSiLUMulFunction.apply(self.gate_proj(hidden_states), self.up_proj(hidden_states)))
+
+
+def _rotate(query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    if not query.is_cuda:
+        return plain_rotation(query, key, *args, **kwargs)
+    from liger_kernel.transformers.rope import liger_rotary_pos_emb
+
+    return liger_rotary_pos_emb(query, key, *args, **kwargs)

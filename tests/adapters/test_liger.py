@@ -1,0 +1,55 @@
+"""Liger's kernels: found by Trainer without being asked for, and equal to what they stand in for."""
+
+import copy
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import Trainer
+
+from baichuan_hf import BaichuanForCausalLM
+from tests.helpers import tiny_config
+from tests.helpers.checkpoint import quiet_arguments
+
+
+def test_liger_knows_baichuan_once_it_is_imported(tmp_path):
+    """Without Liger, which needs Triton: a package with its name and its table."""
+    package = tmp_path / "liger_kernel" / "transformers"
+    package.mkdir(parents=True)
+    for folder in (package.parent, package):
+        (folder / "__init__.py").touch()
+    (package / "monkey_patch.py").write_text("MODEL_TYPE_TO_APPLY_LIGER_FN = {}\n")
+    script = """
+import sys
+import baichuan_hf
+assert "liger_kernel" not in sys.modules
+from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN as known
+from baichuan_hf.adapters.liger import apply_liger_kernel_to_baichuan
+assert known == {"baichuan": apply_liger_kernel_to_baichuan}, known
+"""
+    environment = {"PYTHONPATH": f"{tmp_path}:{':'.join(sys.path)}"}
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("positions", ["rope", "alibi"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 3e-2)])
+def test_patched_models_give_equal_losses_and_gradients(positions, dtype, tolerance, tmp_path):
+    pytest.importorskip("liger_kernel", reason="needs Liger: pip install 'baichuan-hf[liger]'")
+    plain = BaichuanForCausalLM(tiny_config(position_embedding_type=positions)).to("cuda", dtype)
+    patched = copy.deepcopy(plain)
+    Trainer(patched, quiet_arguments(tmp_path, use_cpu=False, use_liger_kernel=True))
+    ids = torch.randint(3, plain.config.vocab_size, (3, 37), device="cuda")
+    mask = torch.ones_like(ids)
+    mask[1, :11] = 0
+    losses, gradients = [], []
+    for model in (plain, patched):
+        loss = model.train()(input_ids=ids, attention_mask=mask, labels=ids.masked_fill(mask == 0, -100)).loss
+        loss.backward()
+        losses.append(loss.float())
+        gradients.append({name: weight.grad.float() for name, weight in model.named_parameters()})
+    torch.testing.assert_close(losses[1], losses[0], rtol=tolerance, atol=tolerance)
+    for name, gradient in gradients[0].items():
+        difference = (gradients[1][name] - gradient).norm() / gradient.norm()
+        assert difference < tolerance, (name, difference.item())
