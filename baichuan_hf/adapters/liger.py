@@ -1,4 +1,4 @@
-"""Liger's fused Triton kernels in Baichuan models, for CUDA devices (Hsu et al. 2024; linkedin/Liger-Kernel on GitHub).
+"""Liger's fused Triton kernels in Baichuan models, for CUDA devices (Hsu et al. 2024).
 
 `Trainer` uses them with `use_liger_kernel=True`, as `baichuan-hf train --use-liger-kernel true` does. The loss stays
 ours: it never holds the logits either, and knows the normalised head and the max-z term.
