@@ -40,7 +40,7 @@ def train_classifier(
         return _evaluate(recipe, test_rows, training_arguments)
     train_rows = rows["train"]
     if arguments.unlabeled_file:
-        train_rows = add_pseudo_labels(rows, recipe, arguments, training_arguments, augmentation)
+        train_rows = add_pseudo_labels(rows, test_rows, recipe, arguments, training_arguments, augmentation)
     seed = training_arguments.seed
     encoded = recipe.training_rows(train_rows, arguments.train_file, augment=augmentation, seed=seed)
     trainer = recipe.build(encoded, test_rows, training_arguments)

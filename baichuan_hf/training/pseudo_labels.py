@@ -4,6 +4,7 @@ import copy
 import json
 import logging
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from ..data.augmentation import Augmentation
 from .classify_arguments import ClassifyArguments
 from .labelled_texts import MULTI, REGRESSION, label_names, load_unlabelled_texts, problem_type
 from .recipes import Recipe
+from .watch import watch_loss
 
 
 logger = logging.getLogger(__name__)
@@ -24,6 +26,7 @@ FILE_NAME = "pseudo_labels.jsonl"
 
 def add_pseudo_labels(
     rows: DatasetDict,
+    test_rows: Dataset | None,
     recipe: Recipe,
     arguments: ClassifyArguments,
     training_arguments: TrainingArguments,
@@ -31,9 +34,9 @@ def add_pseudo_labels(
 ) -> Dataset:
     """The training rows, and behind them those of --unlabeled-file that a model trained on the former is sure of.
 
-    The checkpoints of that model go to OUTPUT_DIR/teacher, what it labelled to OUTPUT_DIR/pseudo_labels.jsonl; a
-    resumed run reads it there. Reports how many there are of each label. Raises ValueError for regression, which gives
-    no probability.
+    The checkpoints of that model, which is evaluated on `test_rows` if at all, go to OUTPUT_DIR/teacher; what it
+    labelled goes to OUTPUT_DIR/pseudo_labels.jsonl, where a resumed run reads it. Reports how many there are of each
+    label. Raises ValueError for regression, which gives no probability.
     """
     train_rows = rows["train"]
     if problem_type(train_rows) == REGRESSION:
@@ -44,7 +47,12 @@ def add_pseudo_labels(
         taken = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     else:
         texts = load_unlabelled_texts(arguments, rows)
-        taken = _label(texts, train_rows, recipe, arguments, training_arguments, augment)
+        encoded = recipe.training_rows(train_rows, arguments.train_file, augment, training_arguments.seed)
+        teacher = recipe.build(encoded, test_rows, _teacher_arguments(training_arguments))
+        watch_loss(teacher)
+        teacher.train()
+        logits = teacher.predict(recipe.encode_rows(texts, str(arguments.unlabeled_file))).predictions
+        taken = _sure_labels(texts["text"][:], logits, train_rows, arguments)
         if training_arguments.process_index == 0:
             file.parent.mkdir(parents=True, exist_ok=True)
             lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in taken]
@@ -55,29 +63,23 @@ def add_pseudo_labels(
     return concatenate_datasets([train_rows, Dataset.from_dict(columns, features=train_rows.features)])
 
 
-def _label(
-    texts: Dataset,
-    train_rows: Dataset,
-    recipe: Recipe,
-    arguments: ClassifyArguments,
-    training_arguments: TrainingArguments,
-    augment: Augmentation | None,
+def _teacher_arguments(training_arguments: TrainingArguments) -> TrainingArguments:
+    arguments = copy.copy(training_arguments)
+    arguments.output_dir = str(Path(str(training_arguments.output_dir)) / "teacher")
+    arguments.push_to_hub = False
+    return arguments
+
+
+def _sure_labels(
+    texts: Sequence[str], logits: np.ndarray, train_rows: Dataset, arguments: ClassifyArguments
 ) -> list[dict[str, Any]]:
     """`text`, `label` (a name, or a list of them) and `probability` of the texts that reach the threshold.
 
     With several labels the probability is that of the least certain decision for or against one.
     """
-    teacher_arguments = copy.copy(training_arguments)
-    teacher_arguments.output_dir = str(Path(str(training_arguments.output_dir)) / "teacher")
-    teacher_arguments.resume_from_checkpoint = None
-    teacher_arguments.push_to_hub = False
-    encoded = recipe.training_rows(train_rows, arguments.train_file, augment, training_arguments.seed)
-    teacher = recipe.build(encoded, None, teacher_arguments)
-    teacher.train()
-    logits = teacher.predict(recipe.encode_rows(texts, str(arguments.unlabeled_file))).predictions
     names = np.array(label_names(train_rows))
     if problem_type(train_rows) == MULTI:
-        probabilities = 1 / (1 + np.exp(-np.abs(logits))).min(-1, initial=np.inf)
+        probabilities = 1 / (1 + np.exp(-np.abs(logits).min(-1)))
         labels = [names[given].tolist() for given in logits > 0]
     else:
         exponents = np.exp(logits - logits.max(-1, keepdims=True))
@@ -85,7 +87,7 @@ def _label(
         labels = names[logits.argmax(-1)].tolist()
     taken = [
         {"text": text, "label": label, "probability": round(float(probability), 4)}
-        for text, label, probability in zip(texts["text"], labels, probabilities, strict=True)
+        for text, label, probability in zip(texts, labels, probabilities, strict=True)
         if probability >= arguments.pseudo_label_threshold
     ]
     counts = Counter(name for row in taken for name in np.atleast_1d(row["label"]).tolist())

@@ -4,6 +4,8 @@ import json
 
 import pytest
 from datasets import Dataset
+from transformers import pipeline
+from transformers.trainer_utils import get_last_checkpoint
 
 from baichuan_hf.training import ClassifyArguments, train, train_classifier
 from tests.helpers.checkpoint import quiet_arguments, reviews, write_csv
@@ -64,7 +66,7 @@ def test_none_that_is_sure_enough_leaves_the_labelled_ones(files, checkpoint, ca
 
 def test_a_resumed_run_reads_what_was_labelled(files, checkpoint, caplog):
     arguments = ours(files, model=str(checkpoint), pseudo_label_threshold=0.6)
-    settings = {"save_strategy": "steps", "save_steps": 2, "num_train_epochs": 2}
+    settings = {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "epoch", "num_train_epochs": 2}
     train(arguments, theirs(files / "out", **settings))
     before = (files / "out" / "pseudo_labels.jsonl").read_bytes()
     caplog.clear()
@@ -79,12 +81,16 @@ def test_several_labels(checkpoint, tmp_path):
     write_csv(tmp_path / "more.csv", [{"review": row["review"]} for row in reviews(60)])
     values = {"eval_file": None, "train_file": str(tmp_path / "train.jsonl"), "pseudo_label_threshold": 0.7}
     arguments = ClassifyArguments(**(vars(ours(tmp_path, model=str(checkpoint))) | values))
-    metrics = train(arguments, theirs(tmp_path / "out", num_train_epochs=8))
+    metrics = train(arguments, theirs(tmp_path / "out", num_train_epochs=8, save_strategy="epoch"))
     assert metrics["eval_subset_accuracy"] == 1.0
     found = taken(tmp_path / "out")
     truth = {row["review"]: {row["stars"], "text"} for row in reviews(60)}
     assert found
     assert all(set(row["label"]) == truth[row["text"]] for row in found)
+    teacher = pipeline("text-classification", model=get_last_checkpoint(tmp_path / "out" / "teacher"), top_k=None)
+    for row, answers in zip(found, teacher([row["text"] for row in found]), strict=True):
+        surest = (max(answer["score"], 1 - answer["score"]) for answer in answers)
+        assert row["probability"] == pytest.approx(min(surest), abs=1e-3)
 
 
 def test_a_prompted_model_labels_as_well(files):
