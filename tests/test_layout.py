@@ -120,6 +120,8 @@ TRAIN_ARGUMENTS = {
     "max_length",
     "merge",
     "model",
+    "qat",
+    "qat_group_size",
     "qlora",
     "task",
     "text_column",

@@ -77,13 +77,18 @@ class TrainArguments:
         1,
     )
 
+    qat: bool = option(
+        "Train for 4 bits: linear layers compute as if their weights had 4 and their inputs 8 (torchao).", False
+    )
+    qat_group_size: int = option("Weights that share a scale, with --qat.", 32)
     keep_zeros: bool = option("Weights that are zero stay zero, as those of a pruned model.", False)
 
     def __post_init__(self) -> None:
         if self.tensor_parallel_size > 1 and (self.from_scratch or self.peft):
             raise ValueError("--tensor-parallel-size divides trained weights: not --from-scratch, --lora or --qlora")
-        if self.keep_zeros and self.peft:
-            raise ValueError("--keep-zeros is about weights that are trained: those under --lora and --qlora are not")
+        if self.peft and (self.keep_zeros or self.qat):
+            given = "--keep-zeros" if self.keep_zeros else "--qat"
+            raise ValueError(f"{given} is about weights that are trained: those under --lora and --qlora are not")
         if self.merge and not self.peft:
             raise ValueError("--merge folds adapters into the model: it needs --lora or --qlora")
         if self.from_scratch and self.peft:

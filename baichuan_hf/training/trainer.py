@@ -30,6 +30,7 @@ from ..model.configuration_baichuan import BaichuanConfig, list_presets
 from .arguments import TrainArguments
 from .keep_zeros import KeepZeros
 from .plot import plot_history
+from .quantization_aware import prepare_quantization
 from .record import check_checkpoints, last_complete_checkpoint, record_run
 from .search import search
 from .watch import explain_out_of_memory, watch_loss
@@ -205,6 +206,8 @@ def train_and_save(
     """
     arguments.prepare_trainer(trainer)
     watch_loss(trainer)
+    if arguments.qat:
+        prepare_quantization(trainer.model, group_size=arguments.qat_group_size)
     if arguments.keep_zeros:
         trainer.add_callback(KeepZeros())
     if arguments.hp_search:
