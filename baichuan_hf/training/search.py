@@ -143,17 +143,17 @@ def search(trainer: Trainer, arguments: TrainArguments) -> dict[str, float]:
     trainer.model_init = model_init
     run = {"optuna": _run_optuna, "ray": _run_ray}[str(arguments.hp_search)]
     trials = run(trainer, space, objective, direction, arguments.hp_trials)
-    finished = [trial for trial in trials if trial.objective is not None]
+    finished = [(trial.objective, trial.values) for trial in trials if trial.objective is not None]
     if not finished:
         raise ValueError(f"--hp-search: none of {len(trials)} trials came to an end; see what they wrote")
-    best = (max if direction == "maximize" else min)(finished, key=lambda trial: trial.objective)
+    best = (max if direction == "maximize" else min)(finished, key=lambda pair: pair[0])
     if trainer.is_world_process_zero():
         folder = Path(str(args.output_dir))
-        final = chosen | best.values | {"output_dir": str(folder / "best")}
+        final = chosen | best[1] | {"output_dir": str(folder / "best")}
         write_arguments(folder / BEST_FILE, final, arguments.train_file)
-        rows = [{**trial.values, metric: trial.objective} for trial in finished]
+        rows = [{**values, metric: objective} for objective, values in finished]
         plot_trials(rows, folder / "trials.png", metric=metric, best=finished.index(best))
-    return {metric: best.objective}
+    return {metric: best[0]}
 
 
 def _run_optuna(
