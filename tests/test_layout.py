@@ -83,9 +83,7 @@ CLI_OPTIONS = {
         "--train-file",
         "--workers",
     },
-    "bench parallel": {
-        "--batch-size", "--device", "--length", "--processes", "--rows", "--shape", "--steps", "--way"
-    },
+    "bench parallel": {"--batch-size", "--device", "--length", "--processes", "--rows", "--shape", "--steps", "--way"},
     "bench ratio": {"--before", "--device", "--label", "--rounds", "--rows", "--shape"},
     "bench scaling": {"--device", "--kind", "--picture", "--rounds", "--rows", "--tokens"},
     "chat": {"--system"} | RUNNING | SAMPLING,
