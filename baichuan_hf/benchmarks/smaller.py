@@ -24,7 +24,7 @@ from .timing import interleaved
 
 def measure(folders: dict[str, str], words: list[str], *, rounds: int = 5) -> list[dict[str, Any]]:
     """Accuracy, size, share of zeros and texts a second of each folder, timed in turns on 256 of the rows."""
-    arguments, _ = parse_arguments(["--task", "classify", *words])
+    arguments: Any = parse_arguments(["--task", "classify", *words])[0]
     rows = load_labelled_texts(arguments)["test"]
     names = rows.features["label"].names
     # Alike in length: little padding.
@@ -36,7 +36,7 @@ def measure(folders: dict[str, str], words: list[str], *, rounds: int = 5) -> li
     for name, folder in folders.items():
         model = AutoModelForSequenceClassification.from_pretrained(folder).eval().to(device)
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        size = {"max_length": arguments.max_length, "batch_size": 32}
+        size: dict[str, Any] = {"max_length": arguments.max_length, "batch_size": 32}
         quality = measure_quality(model, make_batches(model, tokenizer, texts, labels, **size))
         files = sum(file.stat().st_size for file in Path(folder).glob("model*.safetensors"))
         table.append(

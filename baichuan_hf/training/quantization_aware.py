@@ -41,4 +41,5 @@ def _weights_of_four_bits(group_size: int) -> Any:
     from torchao.quantization import Int8DynamicActivationIntxWeightConfig
     from torchao.quantization.granularity import PerGroup
 
-    return Int8DynamicActivationIntxWeightConfig(weight_dtype=torch.int4, weight_granularity=PerGroup(group_size))
+    four_bits: Any = torch.int4  # type: ignore[attr-defined]  # not in torch's stubs
+    return Int8DynamicActivationIntxWeightConfig(weight_dtype=four_bits, weight_granularity=PerGroup(group_size))
