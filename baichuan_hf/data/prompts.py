@@ -143,7 +143,8 @@ class PromptCollator:
         targets = torch.tensor([[-100] * (length - len(ids)) + ids for ids in scored])
         batch["targets"] = targets.view(len(rows), -1, length)
         if "label" in rows[0]:
-            batch["labels"] = torch.tensor([row["label"] for row in rows])
+            # Not `labels`, which a language model takes for tokens.
+            batch["answers"] = torch.tensor([row["label"] for row in rows])
         return batch
 
 

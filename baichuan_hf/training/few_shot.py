@@ -93,13 +93,13 @@ class PromptTrainer(Trainer):
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         smoothing = self.args.label_smoothing_factor if model.training else 0.0
-        return F.cross_entropy(self._score(model, inputs), inputs["labels"], label_smoothing=smoothing)
+        return F.cross_entropy(self._score(model, inputs), inputs["answers"], label_smoothing=smoothing)
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         inputs = self._prepare_inputs(inputs)
-        labels = inputs.get("labels")
+        labels = inputs.get("answers")
         with torch.no_grad(), self.compute_loss_context_manager():
             scores = self._score(model, inputs)
         loss = None if labels is None else F.cross_entropy(scores, labels)

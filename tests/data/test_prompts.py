@@ -78,7 +78,7 @@ def test_gradients_reach_the_model(model, tokenizer):
     batch = PromptCollator(tokenizer)(
         [{"input_ids": columns["input_ids"][0], "start": columns["start"][0], "label": 1}]
     )
-    score_batch(model, batch)[0, batch["labels"][0]].backward()
+    score_batch(model, batch)[0, batch["answers"][0]].backward()
     assert model.model.embed_tokens.weight.grad.abs().sum() > 0
     model.zero_grad()
 

@@ -18,6 +18,7 @@ from baichuan_hf.training import (
     train,
     train_classifier,
 )
+from baichuan_hf.training.watch import NonFiniteLossError
 from tests.helpers.checkpoint import quiet_arguments, reviews, write_csv
 
 
@@ -83,6 +84,17 @@ def test_accumulated_batches_equal_one(reviews_csv, tmp_path):
     for name, weight in weights[0].items():
         torch.testing.assert_close(weight, weights[1][name], atol=1e-5, rtol=1e-4)
     assert any(not torch.equal(weight, before[name].float()) for name, weight in weights[0].items())
+
+
+def test_a_loss_that_is_no_number_is_diagnosed(checkpoint, reviews_csv, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    model.model.norm.weight.data.fill_(1e5)
+    model.lm_head.weight.data.fill_(3e38)
+    model.save_pretrained(tmp_path / "model")
+    AutoTokenizer.from_pretrained(checkpoint).save_pretrained(tmp_path / "model")
+    arguments = ours(reviews_csv, model=str(tmp_path / "model"), few_shot=4, calibrate=False, **WORDS)
+    with pytest.raises(NonFiniteLossError, match=r"lm_head \(Linear\) gives it from inputs that are finite"):
+        train(arguments, theirs(tmp_path / "out"))
 
 
 @pytest.mark.parametrize(
