@@ -158,6 +158,9 @@ def checkpoint_to_resume(training_arguments: TrainingArguments, model: nn.Module
     prefix = f"--resume-from-checkpoint {folder}:"
     if not (Path(folder) / "trainer_state.json").is_file():
         raise ValueError(f"{prefix} no trainer_state.json; give a checkpoint-* folder that an earlier run has saved")
+    # What FSDP2 and DeepSpeed save in parts is checked where it is loaded.
+    if any(Path(folder).glob("pytorch_model_fsdp_*")) or (Path(folder) / "latest").exists():
+        return folder
     adapters = isinstance(model, PeftModel)
     saved: dict[str, list[int]] = {}
     for file in Path(folder).glob("adapter_model*.safetensors" if adapters else "model*.safetensors"):
@@ -222,6 +225,9 @@ def train_and_save(
         record_run(arguments, trainer.args, checkpoint)
     with explain_out_of_memory(arguments, trainer.args):
         metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
+    if trainer.is_fsdp_enabled:
+        # Whatever checkpoints are, what is left at the end is a model that loads anywhere.
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     trainer.save_model()
     if arguments.peft and trainer.is_world_process_zero():
         save_base_config(trainer.accelerator.unwrap_model(trainer.model).get_base_model(), trainer.args.output_dir)
