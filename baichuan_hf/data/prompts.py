@@ -26,7 +26,7 @@ class Prompt:
         template: with `{text}` and `{label}`, once each. With `{label}` behind, a label is scored by what it adds to
             the text; in front, by how well the text then goes on (the noisy channel of Min et al. 2022).
         words: what stands for each label at `{label}`.
-        bias: what is subtracted from the score of each label, as `baichuan_hf.training.calibrate` finds it.
+        bias: what is subtracted from the score of each label, as `baichuan-hf train --calibrate` finds it.
 
     Raises:
         ValueError: the template lacks a place, or two labels have the same word.

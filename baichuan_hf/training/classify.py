@@ -7,13 +7,13 @@ from torch.utils.data import Dataset as TorchDataset
 from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, Trainer, TrainingArguments
 
 from ..data.augmentation import Augmentation, load_augmentation
-from .classify_arguments import ClassifyArguments
+from .classify_arguments import MULTI, ClassifyArguments
 from .few_shot import prompt_recipe
 from .label_metrics import metrics_of
-from .labelled_texts import MULTI, choose_examples, label_names, load_labelled_texts, problem_type
+from .labelled_texts import choose_examples, label_names, load_labelled_texts, problem_type
 from .pseudo_labels import add_pseudo_labels
 from .recipes import Batch, Recipe, longest_input
-from .trainer import add_adapters, check_output_dir, load_model, load_tokenizer, train_and_save
+from .trainer import OrderedTrainer, add_adapters, check_output_dir, load_model, load_tokenizer, train_and_save
 
 
 def train_classifier(
@@ -76,14 +76,16 @@ def _head_recipe(arguments: ClassifyArguments, training_arguments: TrainingArgum
 
     def encode(batch: Batch) -> Batch:
         encoded = tokenizer(batch["text"], truncation=True, max_length=max_length)
-        columns = {**encoded, "cut": [bool(encoding.overflowing) for encoding in encoded.encodings]}
+        # Only those of the library `tokenizers` say what they cut.
+        cut = [bool(encoding.overflowing) for encoding in encoded.encodings or ()] or [False] * len(batch["text"])
+        columns = {**encoded, "cut": cut}
         if "label" in batch:
             # Not `label`: a new column would take the type of the old one of its name, and these be whole numbers.
             columns["labels"] = _one_hot(batch["label"], len(names)) if kind == MULTI else batch["label"]
         return columns
 
     def build(train: Dataset | TorchDataset, test: Dataset | None, training_arguments: TrainingArguments) -> Trainer:
-        return Trainer(
+        return OrderedTrainer(
             model=add_adapters(load(arguments), arguments, task_type="SEQ_CLS"),
             args=training_arguments,
             train_dataset=train,

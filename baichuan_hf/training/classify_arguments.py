@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from .arguments import TrainArguments, option
 
 
-PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
+PROBLEM_TYPES = SINGLE, MULTI, REGRESSION = ("single_label_classification", "multi_label_classification", "regression")
 
 
 @dataclass
@@ -59,7 +59,7 @@ class ClassifyArguments(TrainArguments):
         self.words()
         if self.few_shot < 0:
             raise ValueError(f"--few-shot is {self.few_shot}; it must be 0 or more examples")
-        if self.problem_type not in (None, PROBLEM_TYPES[0]):
+        if self.problem_type not in (None, SINGLE):
             raise ValueError(f"--few-shot scores one label for each text, but --problem-type is {self.problem_type}")
         if self.from_scratch:
             raise ValueError("--few-shot asks what a language model knows: with --from-scratch it knows nothing")

@@ -24,11 +24,11 @@ from transformers import (
 
 from ..data.prompts import Prompt, PromptCollator, check_words, encode_prompts, score_batch
 from ..data.tables import SPLIT_SEED
-from .classify_arguments import ClassifyArguments
+from .classify_arguments import SINGLE, ClassifyArguments
 from .label_metrics import metrics_of
-from .labelled_texts import SINGLE, label_names, problem_type, trained_classifier
+from .labelled_texts import label_names, problem_type, trained_classifier
 from .recipes import Batch, Recipe, longest_input
-from .trainer import add_adapters, load_model, load_tokenizer
+from .trainer import OrderedTrainer, add_adapters, load_model, load_tokenizer
 
 
 # Texts for each label's mean score: more change it little.
@@ -82,7 +82,7 @@ def predict_labels(
     return [prompt.labels[index] for index in scores.argmax(-1).tolist()]
 
 
-class PromptTrainer(Trainer):
+class PromptTrainer(OrderedTrainer):
     """Trainer whose logits are the scores (B, L) of the labels of `prompt`, and whose loss is their cross-entropy."""
 
     def __init__(self, *args: Any, prompt: Prompt, **kwargs: Any) -> None:

@@ -11,7 +11,8 @@ import numpy as np
 from datasets import Dataset
 from transformers import EvalPrediction
 
-from .labelled_texts import MULTI, SINGLE, problem_type
+from .classify_arguments import MULTI, SINGLE
+from .labelled_texts import problem_type
 
 
 def metrics_of(rows: Dataset) -> Callable[[EvalPrediction], dict[str, float]]:

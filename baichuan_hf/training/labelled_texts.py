@@ -13,12 +13,10 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from ..checkpoints import resolve_model
 from ..data.tables import hold_out, load_splits, load_train_and_test, require_columns
-from .classify_arguments import ClassifyArguments
+from .classify_arguments import MULTI, REGRESSION, SINGLE, ClassifyArguments
 
 
 logger = logging.getLogger(__name__)
-
-SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 
 
 def load_labelled_texts(arguments: ClassifyArguments) -> DatasetDict:

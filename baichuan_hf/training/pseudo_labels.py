@@ -13,8 +13,8 @@ from datasets import Dataset, DatasetDict, concatenate_datasets
 from transformers import TrainingArguments
 
 from ..data.augmentation import Augmentation
-from .classify_arguments import ClassifyArguments
-from .labelled_texts import MULTI, REGRESSION, label_names, load_unlabelled_texts, problem_type
+from .classify_arguments import MULTI, REGRESSION, ClassifyArguments
+from .labelled_texts import label_names, load_unlabelled_texts, problem_type
 from .recipes import Recipe
 from .watch import watch_loss
 
