@@ -19,7 +19,6 @@ from transformers import (
     EvalPrediction,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    Trainer,
     TrainingArguments,
 )
 
@@ -35,7 +34,7 @@ from ..data.questions import (
 )
 from ..data.tables import SPLIT_SEED, load_train_and_test, require_columns
 from .arguments import TrainArguments, option
-from .trainer import add_adapters, check_output_dir, load_model, load_tokenizer, train_and_save
+from .trainer import OrderedTrainer, add_adapters, check_output_dir, load_model, load_tokenizer, train_and_save
 
 
 logger = logging.getLogger(__name__)
@@ -106,7 +105,7 @@ def train_question_answering(arguments: QuestionArguments, training_arguments: T
         exact, f1 = np.mean(scores, axis=0)
         return {"exact_match": float(exact), "f1": float(f1)}
 
-    trainer = Trainer(
+    trainer = OrderedTrainer(
         model=add_adapters(load(arguments), arguments, task_type="QUESTION_ANS"),
         args=training_arguments,
         train_dataset=windows["train"],

@@ -18,7 +18,6 @@ from transformers import (
     EvalPrediction,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    Trainer,
     TrainingArguments,
 )
 
@@ -26,7 +25,7 @@ from ..checkpoints import resolve_model
 from ..data.tables import hold_out, load_train_and_test, require_columns
 from ..data.tagging import encode_words, find_entities, load_tagged_splits
 from .arguments import TrainArguments, option
-from .trainer import add_adapters, check_output_dir, load_model, load_tokenizer, train_and_save
+from .trainer import OrderedTrainer, add_adapters, check_output_dir, load_model, load_tokenizer, train_and_save
 
 
 logger = logging.getLogger(__name__)
@@ -73,7 +72,7 @@ def train_tagger(arguments: TagArguments, training_arguments: TrainingArguments)
         ]
         return tagging_metrics(list(test["tags"]), predicted)
 
-    trainer = Trainer(
+    trainer = OrderedTrainer(
         model=add_adapters(load(arguments), arguments, task_type="TOKEN_CLS"),
         args=training_arguments,
         train_dataset=encoded["train"],

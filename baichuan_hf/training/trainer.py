@@ -10,6 +10,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from safetensors import safe_open
 from torch import nn
 from torch.optim.lr_scheduler import StepLR
+from torch.utils.data import SequentialSampler
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -38,6 +39,14 @@ from .watch import explain_out_of_memory, watch_loss
 
 # Kept in full precision under --qlora: what starts from random weights must be trained itself.
 HEADS = ["score", "classifier", "qa_outputs", "lm_head", "cross_attn"]
+
+
+class OrderedTrainer(Trainer):
+    """Trainer that evaluates rows in their order, for metrics that go by it: `group_by_length` would shuffle these
+    too."""
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> SequentialSampler | None:
+        return SequentialSampler(eval_dataset) if self.args.world_size <= 1 else None
 
 
 def load_tokenizer(arguments: TrainArguments) -> PreTrainedTokenizerBase:

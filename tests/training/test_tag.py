@@ -67,6 +67,11 @@ def test_full_fine_tuning_learns_and_writes_a_loadable_model(checkpoint, conll, 
     assert tags == [*(row["tags"] for row in sentences(20, seed=1)), ["O", "B-PER", "I-PER"], ["O"], []]
 
 
+def test_rows_of_an_evaluation_stay_in_order(checkpoint, conll, tmp_path):
+    metrics = train(ours(conll, model=str(checkpoint)), theirs(tmp_path, train_sampling_strategy="group_by_length"))
+    assert metrics["eval_f1"] == 1.0
+
+
 def test_an_encoder_reads_what_a_causal_model_cannot_know(checkpoint, tmp_path):
     """Whether 甲 is a name is told by the last character alone."""
     rows = [
@@ -210,7 +215,7 @@ def test_tags_that_mark_no_entities_have_accuracy_alone():
             "eval.jsonl: tag 'B-Y' is not among those to learn: 'B-X', 'O'",
             id="unseen",
         ),
-        pytest.param({"tokens": [["a", "b"]], "tags": [["O", "B-X"]]}, None, "of 1 rows leaves one side", id="few"),
+        pytest.param({"tokens": [["a", "b"]], "tags": [["O", "B-X"]]}, None, "of 1 rows leaves none to train on", id="few"),
     ],
 )
 def test_rows_that_cannot_be_learnt_from_are_refused(tmp_path, rows, evaluation, message):
