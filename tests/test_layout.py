@@ -86,6 +86,7 @@ CLI_OPTIONS = {
     "bench parallel": {"--batch-size", "--device", "--length", "--processes", "--rows", "--shape", "--steps", "--way"},
     "bench ratio": {"--before", "--device", "--label", "--rounds", "--rows", "--shape"},
     "bench scaling": {"--device", "--kind", "--picture", "--rounds", "--rows", "--tokens"},
+    "bench train": {"--at-once", "--batch-size", "--case", "--device", "--length", "--rounds", "--rows", "--shape"},
     "chat": {"--system"} | RUNNING | SAMPLING,
     "convert": {"source", "destination", "--to", "--overwrite"},
     "demo": {"--model", "--output-dir", "--seed"},

@@ -4,10 +4,11 @@
 ours: it never holds the logits either, and knows the normalised head and the max-z term.
 """
 
+from collections.abc import Callable
 from types import MethodType
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..model import attention
@@ -36,13 +37,17 @@ def apply_liger_kernel_to_baichuan(
     """
     for module in model.modules():
         if rms_norm and isinstance(module, RMSNorm) and module.bias is None:
-            module.forward = MethodType(_rms_norm, module)
+            _replace_forward(module, _rms_norm)
         elif swiglu and isinstance(module, GatedFeedForward) and model.config.hidden_act in ("silu", "swish"):
-            module.forward = MethodType(_swiglu, module)
+            _replace_forward(module, _swiglu)
     if rope:
         attention.apply_rotary_pos_emb = _rotate
     if fused_linear_cross_entropy and hasattr(model, "skip_logits"):
         model.skip_logits = True
+
+
+def _replace_forward(module: nn.Module, forward: Callable[..., Tensor]) -> None:
+    module.forward = MethodType(forward, module)
 
 
 def _rms_norm(self: RMSNorm, hidden_states: Tensor) -> Tensor:

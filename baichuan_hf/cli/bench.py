@@ -180,6 +180,42 @@ def ratio(
     )
 
 
+@bench.command()
+def train(
+    rows: Rows = Path("outputs/bench/train.csv"),
+    case: Annotated[
+        list[str] | None, typer.Option(help="lora, qlora or full; may be given often. By default all.")
+    ] = None,
+    shape: Annotated[str | None, typer.Option(help="tiny, 1b or 7b, in place of the case's own.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Rows of a step, likewise.")] = None,
+    length: Annotated[int | None, typer.Option(min=8, help="Tokens of a row, likewise.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Steps of each that count.")] = 10,
+    at_once: Annotated[int, typer.Option(min=2, help="Models that fit into memory together.")] = 3,
+    device: Device = "auto",
+) -> None:
+    """Training steps of Baichuan models in turns with those of a Llama of the same shape: speed and memory.
+
+    Example: [bold]baichuan-hf bench train --case lora --case full[/]
+    """
+    from ..benchmarks import training
+    from .main import fail
+
+    failed = training.measure_training(
+        rows,
+        cases=case or tuple(training.CASES),
+        shape=shape,
+        batch_size=batch_size,
+        length=length,
+        rounds=rounds,
+        at_once=at_once,
+        device=_device(device),
+        command=_command(),
+    )
+    Console(highlight=False).print(training.training_table(rows))
+    if failed:
+        fail(f"{len(failed)} variants failed: {'; '.join(failed)}")
+
+
 def _device(name: str):
     import torch
 

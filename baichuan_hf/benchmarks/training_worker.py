@@ -1,0 +1,102 @@
+"""One model under `training.py`: does a step of training for each line it reads, and answers with what that took."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, PreTrainedModel
+from transformers.integrations.liger import apply_liger_kernel
+
+from .. import BaichuanConfig
+from .timing import synchronize
+
+
+def main() -> None:
+    settings = json.loads(sys.argv[1])
+    device = torch.device(settings["device"])
+    torch.manual_seed(0)
+    model = build(settings, device)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
+    shape = (settings["batch_size"], settings["length"])
+    text = torch.randint(3, settings["shape"]["vocab_size"], shape, device=device)
+    for _ in sys.stdin:
+        synchronize(device)
+        start = time.perf_counter()
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            loss = model(input_ids=text, labels=text, use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        synchronize(device)
+        seconds = time.perf_counter() - start
+        peak = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else 0.0
+        print(json.dumps({"seconds": seconds, "loss": loss.item(), "peak_gib": peak}), flush=True)
+
+
+def build(settings: dict[str, Any], device: torch.device) -> torch.nn.Module:
+    """The model with random weights, as `settings` say: adapters, kernels, compiled and checkpointed layers."""
+    sizes = {**settings["shape"], "max_position_embeddings": settings["length"]}
+    if settings["model"] == "llama":
+        config: Any = LlamaConfig(**sizes)
+    else:
+        config = BaichuanConfig(**sizes, position_embedding_type="alibi" if settings["alibi"] else "rope")
+    frozen = settings["method"] != "full"
+    # As Trainer has it: float32 weights under autocast, but a frozen base in the precision it is used in.
+    dtype = torch.bfloat16 if frozen and device.type == "cuda" else torch.float32
+    with device:
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    if settings["method"] == "qlora":
+        model = _in_four_bits(model)
+    if settings["liger"]:
+        apply_liger_kernel(model, None)
+    if hasattr(model, "skip_logits"):
+        model.skip_logits = True
+    model.train()
+    layers = model.model.layers
+    if settings["checkpointed"]:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        for layer in layers[round(settings["checkpointed"] * len(layers)) :]:
+            layer.gradient_checkpointing = False
+    if not frozen:
+        return _compiled(model, settings, layers)
+    from peft import LoraConfig, get_peft_model
+
+    model.enable_input_require_grads()
+    adapted = get_peft_model(model, LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM"))
+    return _compiled(adapted, settings, layers)
+
+
+def _compiled(model: torch.nn.Module, settings: dict[str, Any], layers: torch.nn.ModuleList) -> torch.nn.Module:
+    # Layer by layer: they share one compilation, which takes seconds where the whole model takes minutes.
+    if settings["compiled"]:
+        for layer in layers:
+            layer.compile()
+    return model
+
+
+def _in_four_bits(model: PreTrainedModel) -> PreTrainedModel:
+    """The same weights as `from_pretrained` quantises them."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        quantization = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
+        device = model.device
+        return AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.bfloat16, quantization_config=quantization, device_map={"": device}
+        )
+
+
+if __name__ == "__main__":
+    main()

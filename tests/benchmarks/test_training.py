@@ -1,0 +1,59 @@
+"""Training steps in turns: what is compared, what is written, and that one failure does not stop the others."""
+
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+from baichuan_hf.benchmarks.rows import read_rows
+from baichuan_hf.benchmarks.training import CASES, matrix_ceiling, measure_training, training_table
+
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.slow
+def test_models_take_turns_and_a_failure_does_not_stop_the_others(tmp_path):
+    path, lines = tmp_path / "rows.csv", []
+    failed = measure_training(
+        path,
+        cases=["full"],
+        shape="tiny",
+        batch_size=2,
+        length=16,
+        rounds=2,
+        at_once=2,
+        device=CPU,
+        command="bench",
+        report=lines.append,
+    )
+    rows = {row["variant"]: row for row in read_rows(path)}
+    assert {"Llama", "Baichuan"} <= rows.keys()
+    assert len(rows) + len(failed) == len(CASES["full"].variants)
+    assert len(lines) == training_table(path).row_count == len(rows)
+    if find_spec("liger_kernel") is None:
+        assert any("full, Llama, Liger" in line and "liger-kernel" in line for line in failed)
+        assert float(rows["Llama"]["speed"]) == 1
+    for row in rows.values():
+        assert float(row["speed"]) > 0
+        assert int(row["tokens_per_second"]) == pytest.approx(2 * 16 * 1000 / float(row["ms"]), rel=0.01)
+        assert 0 < float(row["share_of_ceiling"]) < 1
+        assert 5 < float(row["loss"]) < 7  # 512 words, random weights
+        assert (row["shape"], row["command"]) == ("tiny", "bench")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cases": ["lorra"]}, r"--case 'lorra': unknown; there are lora, qlora, full"),
+        ({"shape": "70b"}, r"--shape '70b': unknown; there are tiny, 1b, 7b"),
+        ({"at_once": 1}, r"--at-once 1: must be 2 or more"),
+    ],
+)
+def test_what_there_is_not_is_refused(options, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        measure_training(tmp_path / "rows.csv", device=CPU, **options)
+
+
+def test_the_ceiling_is_that_of_the_machine():
+    assert 1e8 < matrix_ceiling(CPU, size=256) < 1e14
