@@ -1,8 +1,10 @@
 """`baichuan-hf train`."""
 
 import json
+from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.helpers.checkpoint import reviews, write_csv
 
@@ -93,3 +95,18 @@ def test_wrong_words_are_one_line(run, words, code, message):
     assert result.exit_code == code
     assert message in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_launch_configurations_are_found(run):
+    path = run("train", "--launch-config", "fsdp2").stdout.strip()
+    assert yaml.safe_load(Path(path).read_text())["distributed_type"] == "FSDP"
+    unknown = run("train", "--launch-config", "zero9")
+    assert unknown.exit_code == 1
+    assert "there is cp, ddp, deepspeed_zero2, deepspeed_zero3, fsdp2" in unknown.stderr
+
+
+def test_context_parallelism_is_refused(run, monkeypatch):
+    monkeypatch.setenv("PARALLELISM_CONFIG_CP_SIZE", "2")
+    result = run("train", "--task", "pretrain", "--train-file", "x.txt", "--use-cpu")
+    assert result.exit_code == 1
+    assert "context parallelism drops all masks" in result.stderr
