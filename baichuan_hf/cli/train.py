@@ -133,16 +133,21 @@ def _show_arguments(*, everything: bool) -> None:
 
     console = Console()
     ours = dataclasses.fields(TrainArguments)
-    shared = {field.name: field.default for field in ours}
+    shared = _defaults(TrainArguments)
     theirs = {field.name: field for field in dataclasses.fields(TrainingArguments) if field.init}
     base = {field.name for field in dataclasses.fields(TrainingArguments)}
     console.print(_panel(f"Model, data and adapters (tasks: {', '.join(TASKS)})", ours))
     for name, task in TASKS.items():
+        parents = task.arguments.__bases__
+        # A task that takes what several others take lists what it has besides.
+        known = _defaults(*parents) if len(parents) > 1 else shared
         fields = dataclasses.fields(task.arguments)
-        own = [field for field in fields if field.name not in shared or field.default != shared[field.name]]
+        own = [field for field in fields if field.name not in known or field.default != known[field.name]]
         own += [field for field in dataclasses.fields(task.training_arguments) if field.name not in base]
         if own:
-            console.print(_panel(f"--task {name}", own))
+            others = [other for other in TASKS if len(parents) > 1 and TASKS[other].arguments in parents]
+            title = f"--task {name}" + (f", besides that of {' and '.join(others)}" if others else "")
+            console.print(_panel(title, own))
     if everything:
         console.print(_panel("transformers.TrainingArguments", theirs.values()))
     else:
@@ -150,6 +155,10 @@ def _show_arguments(*, everything: bool) -> None:
         common = [theirs[name] for name in COMMON if name in theirs]
         console.print(_panel("transformers.TrainingArguments, the commonest", common))
         console.print(f" The other {len(theirs) - len(common)}: baichuan-hf train --help-all\n", style="dim")
+
+
+def _defaults(*kinds: type) -> dict[str, Any]:
+    return {field.name: field.default for kind in kinds for field in dataclasses.fields(kind)}
 
 
 def _panel(title: str, fields: Iterable[dataclasses.Field]) -> Panel:
