@@ -24,6 +24,7 @@ def launch(launcher: list[str], worker: str, *arguments: str | Path, cpu: bool =
     environment = os.environ | {
         "CUDA_VISIBLE_DEVICES": "",
         "ACCELERATE_USE_CPU": str(cpu).lower(),
+        "DS_ACCELERATOR": "cpu",
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")]),
     }
