@@ -1,4 +1,4 @@
-"""Stops a run whose loss is no number any more, saying where that began; says what to change when memory runs out."""
+"""Stops a run whose numbers are none any more, saying where that began; says what to change when memory runs out."""
 
 import contextlib
 from collections.abc import Iterator
@@ -6,24 +6,28 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 from .arguments import TrainArguments
 
 
 class NonFiniteLossError(FloatingPointError):
-    """The loss of a batch is NaN or infinite."""
+    """The loss of a batch, or a gradient of it, is NaN or infinite."""
 
 
 def watch_loss(trainer: Trainer) -> None:
-    """Let `trainer` raise `NonFiniteLossError` as soon as a loss is NaN or infinite.
+    """Let `trainer` raise `NonFiniteLossError` as soon as a loss or a gradient is NaN or infinite.
 
     Trainer itself trains on, its weights lost at the first step, and writes an average into the log instead.
     """
     compute_loss = trainer.compute_loss
+    batches: list[dict[str, Any]] = []
+    trainer.add_callback(_GradientWatch(trainer, batches))
 
     def compute_and_check(model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         result = compute_loss(model, inputs, *args, **kwargs)
+        if model.training:
+            batches.append(inputs)
         loss = result[0] if isinstance(result, tuple) else result
         if not torch.isfinite(loss).all():
             place = first_non_finite(model, inputs)
@@ -33,6 +37,48 @@ def watch_loss(trainer: Trainer) -> None:
         return result
 
     trainer.compute_loss = compute_and_check
+
+
+class _GradientWatch(TrainerCallback):
+    """Looks at the gradients before each step of the optimiser, while the weights are still good."""
+
+    def __init__(self, trainer: Trainer, batches: list[dict[str, Any]]) -> None:
+        self.trainer = trainer
+        self.batches = batches  # those of the step
+
+    def on_pre_optimizer_step(self, args: TrainingArguments, state: TrainerState, *_: Any, **kwargs: Any) -> None:
+        batches, model = self.batches.copy(), kwargs["model"]
+        self.batches.clear()
+        gradients = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+        # With fp16 they may overflow: the scaler leaves such a step out and lowers its scale.
+        if args.fp16 or _is_finite(nn.utils.get_total_norm(gradients.values())):
+            return
+        wrong = [name for name, gradient in gradients.items() if not _is_finite(gradient)]
+        starts = sum(_padding_starts(batch, model.config.pad_token_id) for batch in batches)
+        cause = (
+            f". {starts} texts of the batch begin with the padding token (pad_token_id {model.config.pad_token_id}),"
+            " whose embedding is zero: so they are in every layer, and the gradients of norms of zero overflow in deep"
+            " models. Give the config another pad_token_id"
+        )
+        raise NonFiniteLossError(
+            f"the gradients of {len(wrong)} weights, {wrong[0]} the first, are no numbers at step"
+            f" {state.global_step}, though the loss is one; the weights are those of the step before"
+            f"{cause if starts else ''}. {_advice(self.trainer)}"
+        )
+
+
+def _padding_starts(inputs: dict[str, Any], pad_token_id: int | None) -> int:
+    """Texts of a batch, packed or not, whose first token is one and is the padding token."""
+    ids = inputs.get("input_ids")
+    if ids is None or pad_token_id is None:
+        return 0
+    first = torch.zeros_like(ids, dtype=torch.bool)
+    first[:, 0] = True
+    if (positions := inputs.get("position_ids")) is not None:
+        first |= positions == 0
+    if (mask := inputs.get("attention_mask")) is not None and mask.shape == ids.shape:
+        first &= mask != 0
+    return int((first & (ids == pad_token_id)).sum())
 
 
 @torch.no_grad()

@@ -4,11 +4,12 @@ import re
 
 import pytest
 import torch
+from transformers import Trainer
 
 from baichuan_hf import BaichuanForCausalLM
 from baichuan_hf.training import ClassifyArguments, train_classifier
 from baichuan_hf.training.plot import plot_history
-from baichuan_hf.training.watch import NonFiniteLossError, first_non_finite
+from baichuan_hf.training.watch import NonFiniteLossError, first_non_finite, watch_loss
 from tests.helpers import tiny_config
 from tests.helpers.checkpoint import quiet_arguments
 
@@ -23,6 +24,22 @@ def run(checkpoint, reviews_csv, folder, **values):
 def test_a_run_that_diverges_stops(checkpoint, reviews_csv, tmp_path):
     with pytest.raises(NonFiniteLossError, match=r"the loss is (nan|inf) at step [1-4]: .*smaller --learning-rate"):
         run(checkpoint, reviews_csv, tmp_path, learning_rate=1e38, max_grad_norm=0.0, max_steps=20)
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["rows", "packed"])
+def test_a_gradient_that_overflows_stops_the_run_before_the_weights_are_lost(packed, tmp_path):
+    """Deep models meet it where a text begins with the token whose embedding is zero."""
+    ids = torch.arange(3, 19)
+    row = {"input_ids": ids, "labels": ids, "position_ids": torch.arange(8).repeat(2)}
+    row = {**row, "input_ids": ids.clone()} if packed else {"input_ids": ids.clone(), "labels": ids}
+    row["input_ids"][8 if packed else 0] = 0
+    model = BaichuanForCausalLM(tiny_config(num_hidden_layers=32))
+    trainer = Trainer(model, quiet_arguments(tmp_path, max_steps=2), train_dataset=[row] * 8)
+    watch_loss(trainer)
+    message = r"gradients of \d+ weights, .* at step 0.* 8 texts .*\(pad_token_id 0\)"
+    with pytest.raises(NonFiniteLossError, match=message):
+        trainer.train()
+    assert all(weight.isfinite().all() for weight in model.parameters())
 
 
 def test_a_finished_run_has_a_picture(checkpoint, reviews_csv, tmp_path):
