@@ -128,7 +128,7 @@ def search(trainer: Trainer, arguments: TrainArguments) -> dict[str, float]:
     space = read_space(str(arguments.hp_space))
     metric = f"eval_{(args.metric_for_best_model or 'loss').removeprefix('eval_')}"
     direction = "maximize" if args.greater_is_better else "minimize"
-    chosen = chosen_arguments(dataclasses.replace(arguments, hp_search=None, hp_space=None), args)
+    chosen = {name: value for name, value in chosen_arguments(arguments, args).items() if not name.startswith("hp_")}
     args.save_strategy = SaveStrategy.NO
     start = copy.deepcopy(trainer.model)
 
@@ -147,6 +147,7 @@ def search(trainer: Trainer, arguments: TrainArguments) -> dict[str, float]:
     if not finished:
         raise ValueError(f"--hp-search: none of {len(trials)} trials came to an end; see what they wrote")
     best = (max if direction == "maximize" else min)(finished, key=lambda pair: pair[0])
+    trainer.save_metrics("search", {metric: best[0]})
     if trainer.is_world_process_zero():
         folder = Path(str(args.output_dir))
         final = chosen | best[1] | {"output_dir": str(folder / "best")}
