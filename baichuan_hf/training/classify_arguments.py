@@ -23,8 +23,8 @@ class ClassifyArguments(TrainArguments):
         " a word for each label (pattern-exploiting training). 0: score the evaluation rows without training."
     )
     prompt_template: str | None = option(
-        "With --few-shot: a text with {text} and {label}. Unset, for the labels positive and negative, one for reviews in"
-        " the language of the texts; else the text, a line break, and the label."
+        "With --few-shot: a text with {text} and {label}. Unset, for the labels positive and negative, one for reviews"
+        " in the language of the texts; else the text, a line break, and the label."
     )
     verbalizer: str | None = option(
         "With --few-shot: the word for each label, as in `0=bad,1=good`, or as JSON. Unset: the labels themselves, or"
