@@ -55,6 +55,8 @@ def test_optuna_finds_what_trains_best_and_goes_on(words, tmp_path):
     best = yaml.safe_load((out / "best_arguments.yaml").read_text())
     assert 1e-6 <= best["learning_rate"] <= 1e-1
     assert best["per_device_train_batch_size"] in (4, 8)
+    assert "hp_trials" not in best
+    assert json.loads((out / "all_results.json").read_text()) == metrics
     assert not list(out.glob("**/checkpoint-*"))
     # The run of the best arguments ends where their trial ended.
     again = train(*parse_arguments([str(out / "best_arguments.yaml")]))
