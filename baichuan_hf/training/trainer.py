@@ -76,9 +76,8 @@ def load_model(
     if arguments.from_scratch:
         if arguments.model in list_presets():
             ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-            config = BaichuanConfig.from_preset(
-                arguments.model, **config_values, **ids, vocab_size=len(tokenizer), dtype="float32"
-            )
+            values = {"vocab_size": len(tokenizer), "dtype": "float32"} | ids | config_values
+            config = BaichuanConfig.from_preset(arguments.model, **values)
         else:
             config = AutoConfig.from_pretrained(resolve_model(arguments.model), **config_values, dtype="float32")
         return auto_class.from_config(config)

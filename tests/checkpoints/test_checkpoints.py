@@ -9,6 +9,7 @@ from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from baichuan_hf import BaichuanForCausalLM, BaichuanTokenizer, bundled_checkpoint
+from baichuan_hf.checkpoints import resolve_model
 from baichuan_hf.data.chat import build_chat_input
 from baichuan_hf.training.tiny.evaluate import bits_per_byte, written_texts
 from baichuan_hf.training.tiny.sources import SOURCES
@@ -37,6 +38,12 @@ def tokenizer(folder: Path) -> BaichuanTokenizer:
 def test_unknown_name_is_answered_with_the_known_ones():
     with pytest.raises(ValueError, match=r"'large'.*tiny, tiny-alibi"):
         bundled_checkpoint("large")
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "./nothing", "a/b/c"])
+def test_a_path_to_nothing_is_said_to_be_one(name: str):
+    with pytest.raises(FileNotFoundError, match=f"{name}: no such folder"):
+        resolve_model(name)
 
 
 def test_size_fits_the_package(folder: Path, model: BaichuanForCausalLM):

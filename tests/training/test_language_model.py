@@ -110,10 +110,12 @@ def test_pretrain_learns_and_continues(text_file, tmp_path):
 
 
 def test_from_scratch_takes_a_preset(text_file, tmp_path):
-    arguments = ours("pretrain", text_file, model="tiny", from_scratch=True, config_overrides="num_hidden_layers=1")
+    overrides = "num_hidden_layers=1,vocab_size=6208"
+    arguments = ours("pretrain", text_file, model="tiny", from_scratch=True, config_overrides=overrides)
     metrics = train(arguments, theirs(tmp_path / "out", max_steps=5))
     assert metrics["eval_loss"] < 9
-    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.num_hidden_layers == 1
+    config = AutoModelForCausalLM.from_pretrained(tmp_path / "out").config
+    assert (config.num_hidden_layers, config.vocab_size) == (1, 6208)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1], ids=["plain", "smoothed"])
