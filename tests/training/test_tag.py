@@ -215,7 +215,9 @@ def test_tags_that_mark_no_entities_have_accuracy_alone():
             "eval.jsonl: tag 'B-Y' is not among those to learn: 'B-X', 'O'",
             id="unseen",
         ),
-        pytest.param({"tokens": [["a", "b"]], "tags": [["O", "B-X"]]}, None, "of 1 rows leaves none to train on", id="few"),
+        pytest.param(
+            {"tokens": [["a", "b"]], "tags": [["O", "B-X"]]}, None, "of 1 rows leaves none to train on", id="few"
+        ),
     ],
 )
 def test_rows_that_cannot_be_learnt_from_are_refused(tmp_path, rows, evaluation, message):
