@@ -55,6 +55,7 @@ TOP_LEVEL = {
     "README.md",
     "README.zh-CN.md",
     "baichuan_hf",
+    "docs",
     "model_cards",
     "notebooks",
     "pyproject.toml",

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from ..training import ClassifyArguments, parse_arguments, train
-from ..training.labelled_texts import choose_examples, load_labelled_texts
+from ..training.tasks.labelled_texts import choose_examples, load_labelled_texts
 from .rows import append_rows, machine
 
 

@@ -17,7 +17,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from ..pruning import make_batches, measure_quality, zero_share
 from ..training import parse_arguments
-from ..training.labelled_texts import load_labelled_texts
+from ..training.tasks.labelled_texts import load_labelled_texts
 from .rows import append_rows, machine
 from .timing import interleaved
 

@@ -2,19 +2,19 @@
 
 from ..data.prompts import Prompt
 from .arguments import TrainArguments
-from .classify import train_classifier
-from .classify_arguments import ClassifyArguments
-from .distill import DistillArguments, train_distilled
-from .few_shot import predict_labels, score_labels
-from .language_model import ChatArguments, LanguageModelArguments, fine_tune_chat, pretrain
-from .masked_language_model import MaskedLanguageModelArguments, train_masked_language_model
 from .on_ray import train_on_ray
 from .parsing import parse_arguments
-from .preferences import PreferenceArguments, train_preferences
-from .question_answering import QuestionArguments, predict_answers, train_question_answering
-from .seq2seq import Seq2SeqArguments, predict_targets, train_seq2seq
-from .tag import TagArguments, predict_tags, train_tagger
 from .tasks import TASKS, train
+from .tasks.classify import train_classifier
+from .tasks.classify_arguments import ClassifyArguments
+from .tasks.distill import DistillArguments, train_distilled
+from .tasks.few_shot import predict_labels, score_labels
+from .tasks.language_model import ChatArguments, LanguageModelArguments, fine_tune_chat, pretrain
+from .tasks.masked_language_model import MaskedLanguageModelArguments, train_masked_language_model
+from .tasks.preferences import PreferenceArguments, train_preferences
+from .tasks.question_answering import QuestionArguments, predict_answers, train_question_answering
+from .tasks.seq2seq import Seq2SeqArguments, predict_targets, train_seq2seq
+from .tasks.tag import TagArguments, predict_tags, train_tagger
 
 
 __all__ = [

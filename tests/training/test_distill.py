@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from baichuan_hf.pruning import evenly_spread, keep_layers, prune_weights, zero_share
 from baichuan_hf.training import ClassifyArguments, DistillArguments, MaskedLanguageModelArguments, train
-from baichuan_hf.training.distill import hidden_loss, soft_loss
+from baichuan_hf.training.tasks.distill import hidden_loss, soft_loss
 from tests.helpers.checkpoint import quiet_arguments, reviews, save_checkpoint, write_csv
 
 

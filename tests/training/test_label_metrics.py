@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from transformers import EvalPrediction
 
-from baichuan_hf.training.label_metrics import classification_metrics, multi_label_metrics, regression_metrics
+from baichuan_hf.training.tasks.label_metrics import classification_metrics, multi_label_metrics, regression_metrics
 
 
 def test_one_label_worked_by_hand():

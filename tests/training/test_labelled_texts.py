@@ -5,7 +5,7 @@ from datasets import ClassLabel, Dataset
 from transformers import AutoModelForSequenceClassification
 
 from baichuan_hf.training import ClassifyArguments
-from baichuan_hf.training.labelled_texts import choose_examples, label_names, load_labelled_texts, problem_type
+from baichuan_hf.training.tasks.labelled_texts import choose_examples, label_names, load_labelled_texts, problem_type
 from tests.helpers.checkpoint import reviews, write_csv
 
 

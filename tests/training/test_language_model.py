@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorWithFl
 
 from baichuan_hf import BaichuanForCausalLM, BaichuanTokenizer, bundled_checkpoint
 from baichuan_hf.training import train
-from baichuan_hf.training.language_model import encode_chats, pack_texts
 from baichuan_hf.training.tasks import find_task
+from baichuan_hf.training.tasks.language_model import encode_chats, pack_texts
 from tests.helpers import tiny_config
 from tests.helpers.checkpoint import quiet_arguments
 

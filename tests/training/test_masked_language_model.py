@@ -13,7 +13,7 @@ from baichuan_hf.adapters.loading import load_adapted
 from baichuan_hf.data import masking
 from baichuan_hf.data.masking import WholeWordMasking, split_words, word_numbers
 from baichuan_hf.training import train
-from baichuan_hf.training.masked_language_model import MaskedLanguageModelArguments, encode_words
+from baichuan_hf.training.tasks.masked_language_model import MaskedLanguageModelArguments, encode_words
 from tests.helpers.checkpoint import quiet_arguments
 
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, TrainingArguments
 from baichuan_hf import BaichuanForCausalLM
 from baichuan_hf.adapters.trl import normalize_fused_head
 from baichuan_hf.training import train
-from baichuan_hf.training.preferences import PreferenceArguments, to_pairs
+from baichuan_hf.training.tasks.preferences import PreferenceArguments, to_pairs
 from tests.helpers import tiny_config
 from tests.helpers.checkpoint import quiet_arguments
 

@@ -8,8 +8,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from baichuan_hf.training import LanguageModelArguments, train
-from baichuan_hf.training.language_model import load_texts, pack_texts
 from baichuan_hf.training.quantization_aware import prepare_quantization, quantization_config
+from baichuan_hf.training.tasks.language_model import load_texts, pack_texts
 from tests.helpers.checkpoint import quiet_arguments, save_checkpoint
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
 from baichuan_hf.training import train
-from baichuan_hf.training.question_answering import (
+from baichuan_hf.training.tasks.question_answering import (
     QuestionArguments,
     encode_windows,
     extract_answers,

@@ -13,7 +13,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, EncoderDecoderMod
 
 from baichuan_hf.data.pairs import load_pair_splits, train_pair_tokenizer
 from baichuan_hf.training import parse_arguments, predict_targets, train
-from baichuan_hf.training.seq2seq import Seq2SeqArguments, load_pairs, pair_loss, translation_metrics
+from baichuan_hf.training.tasks.seq2seq import Seq2SeqArguments, load_pairs, pair_loss, translation_metrics
 from tests.helpers.checkpoint import quiet_arguments, save_checkpoint
 
 

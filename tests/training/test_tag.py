@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForTokenClassification, AutoTokenizer
 
 from baichuan_hf.training import train
-from baichuan_hf.training.tag import TagArguments, load_tagged_sentences, predict_tags, tagging_metrics
+from baichuan_hf.training.tasks.tag import TagArguments, load_tagged_sentences, predict_tags, tagging_metrics
 from tests.helpers.checkpoint import quiet_arguments, save_checkpoint, write_csv
 
 

@@ -9,10 +9,10 @@ from datasets import Dataset
 from torch.utils.data import Dataset as TorchDataset
 from transformers import AutoConfig, PreTrainedModel, Trainer, TrainingArguments
 
-from ..checkpoints import resolve_model
-from ..data.augmentation import Augmentation, AugmentedRows
-from ..model.configuration_baichuan import BaichuanConfig, list_presets
-from .arguments import TrainArguments
+from ...checkpoints import resolve_model
+from ...data.augmentation import Augmentation, AugmentedRows
+from ...model.configuration_baichuan import BaichuanConfig, list_presets
+from ..arguments import TrainArguments
 
 
 logger = logging.getLogger(__name__)

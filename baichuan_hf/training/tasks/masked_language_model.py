@@ -12,13 +12,13 @@ from transformers import (
     TrainingArguments,
 )
 
-from ..checkpoints import resolve_model
-from ..data.masking import WholeWordMasking, split_words, word_numbers
-from ..data.tables import in_memory
-from ..model.configuration_baichuan import list_presets
-from .arguments import TrainArguments, option
+from ...checkpoints import resolve_model
+from ...data.masking import WholeWordMasking, split_words, word_numbers
+from ...data.tables import in_memory
+from ...model.configuration_baichuan import list_presets
+from ..arguments import TrainArguments, option
+from ..trainer import check_output_dir, load_model, load_tokenizer, train_and_save
 from .language_model import LanguageModelArguments, language_model_trainer, load_texts
-from .trainer import check_output_dir, load_model, load_tokenizer, train_and_save
 
 
 @dataclass

@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 
-from .arguments import TrainArguments, option
+from ..arguments import TrainArguments, option
 
 
 PROBLEM_TYPES = SINGLE, MULTI, REGRESSION = ("single_label_classification", "multi_label_classification", "regression")

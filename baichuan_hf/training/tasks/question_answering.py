@@ -22,8 +22,8 @@ from transformers import (
     TrainingArguments,
 )
 
-from ..data.answer_scores import choose_score
-from ..data.questions import (
+from ...data.answer_scores import choose_score
+from ...data.questions import (
     Span,
     best_span,
     check_windows,
@@ -32,9 +32,9 @@ from ..data.questions import (
     find_tokens,
     load_question_splits,
 )
-from ..data.tables import SPLIT_SEED, load_train_and_test, require_columns
-from .arguments import TrainArguments, option
-from .trainer import OrderedTrainer, add_adapters, check_output_dir, load_model, load_tokenizer, train_and_save
+from ...data.tables import SPLIT_SEED, load_train_and_test, require_columns
+from ..arguments import TrainArguments, option
+from ..trainer import OrderedTrainer, add_adapters, check_output_dir, load_model, load_tokenizer, train_and_save
 
 
 logger = logging.getLogger(__name__)

@@ -22,13 +22,13 @@ from transformers import (
     TrainingArguments,
 )
 
-from ..data.prompts import Prompt, PromptCollator, check_words, encode_prompts, score_batch
-from ..data.tables import SPLIT_SEED
+from ...data.prompts import Prompt, PromptCollator, check_words, encode_prompts, score_batch
+from ...data.tables import SPLIT_SEED
+from ..trainer import OrderedTrainer, add_adapters, load_model, load_tokenizer
 from .classify_arguments import SINGLE, ClassifyArguments
 from .label_metrics import metrics_of
 from .labelled_texts import label_names, problem_type, trained_classifier
 from .recipes import Batch, Recipe, longest_input
-from .trainer import OrderedTrainer, add_adapters, load_model, load_tokenizer
 
 
 # Texts for each label's mean score: more change it little.

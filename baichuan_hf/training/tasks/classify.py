@@ -6,14 +6,14 @@ from datasets import Dataset, DatasetDict
 from torch.utils.data import Dataset as TorchDataset
 from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, Trainer, TrainingArguments
 
-from ..data.augmentation import Augmentation, load_augmentation
+from ...data.augmentation import Augmentation, load_augmentation
+from ..trainer import OrderedTrainer, add_adapters, check_output_dir, load_model, load_tokenizer, train_and_save
 from .classify_arguments import MULTI, ClassifyArguments
 from .few_shot import prompt_recipe
 from .label_metrics import metrics_of
 from .labelled_texts import choose_examples, label_names, load_labelled_texts, problem_type
 from .pseudo_labels import add_pseudo_labels
 from .recipes import Batch, Recipe, longest_input
-from .trainer import OrderedTrainer, add_adapters, check_output_dir, load_model, load_tokenizer, train_and_save
 
 
 def train_classifier(

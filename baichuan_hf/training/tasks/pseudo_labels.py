@@ -12,11 +12,11 @@ import numpy as np
 from datasets import Dataset, DatasetDict, concatenate_datasets
 from transformers import TrainingArguments
 
-from ..data.augmentation import Augmentation
+from ...data.augmentation import Augmentation
+from ..watch import watch_loss
 from .classify_arguments import MULTI, REGRESSION, ClassifyArguments
 from .labelled_texts import label_names, load_unlabelled_texts, problem_type
 from .recipes import Recipe
-from .watch import watch_loss
 
 
 logger = logging.getLogger(__name__)

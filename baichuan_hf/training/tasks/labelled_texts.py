@@ -11,8 +11,8 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from datasets import Sequence as ListOf
 from transformers import AutoConfig, PreTrainedConfig
 
-from ..checkpoints import resolve_model
-from ..data.tables import hold_out, load_splits, load_train_and_test, require_columns
+from ...checkpoints import resolve_model
+from ...data.tables import hold_out, load_splits, load_train_and_test, require_columns
 from .classify_arguments import MULTI, REGRESSION, SINGLE, ClassifyArguments
 
 

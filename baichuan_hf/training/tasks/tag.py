@@ -21,11 +21,11 @@ from transformers import (
     TrainingArguments,
 )
 
-from ..checkpoints import resolve_model
-from ..data.tables import hold_out, load_train_and_test, require_columns
-from ..data.tagging import encode_words, find_entities, load_tagged_splits
-from .arguments import TrainArguments, option
-from .trainer import OrderedTrainer, add_adapters, check_output_dir, load_model, load_tokenizer, train_and_save
+from ...checkpoints import resolve_model
+from ...data.tables import hold_out, load_train_and_test, require_columns
+from ...data.tagging import encode_words, find_entities, load_tagged_splits
+from ..arguments import TrainArguments, option
+from ..trainer import OrderedTrainer, add_adapters, check_output_dir, load_model, load_tokenizer, train_and_save
 
 
 logger = logging.getLogger(__name__)

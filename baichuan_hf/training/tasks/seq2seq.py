@@ -29,13 +29,13 @@ from transformers import (
     Seq2SeqTrainingArguments,
 )
 
-from ..checkpoints import resolve_model
-from ..data.pairs import load_pair_splits, train_pair_tokenizer
-from ..data.tables import load_train_and_test, require_columns
-from ..model.configuration_baichuan import BaichuanConfig, list_presets
-from .arguments import TrainArguments, option
+from ...checkpoints import resolve_model
+from ...data.pairs import load_pair_splits, train_pair_tokenizer
+from ...data.tables import load_train_and_test, require_columns
+from ...model.configuration_baichuan import BaichuanConfig, list_presets
+from ..arguments import TrainArguments, option
+from ..trainer import add_adapters, check_output_dir, load_model, load_tokenizer, train_and_save
 from .language_model import with_eval_rows
-from .trainer import add_adapters, check_output_dir, load_model, load_tokenizer, train_and_save
 
 
 logger = logging.getLogger(__name__)

@@ -20,8 +20,8 @@ from transformers import (
     TrainingArguments,
 )
 
-from ..checkpoints import resolve_model
-from .arguments import option
+from ...checkpoints import resolve_model
+from ..arguments import option
 from .classify import train_classifier
 from .classify_arguments import ClassifyArguments
 from .language_model import pretrain

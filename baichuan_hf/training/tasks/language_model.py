@@ -20,8 +20,8 @@ from transformers import (
     default_data_collator,
 )
 
-from ..data.conversations import encode_conversation, to_messages
-from ..data.tables import (
+from ...data.conversations import encode_conversation, to_messages
+from ...data.tables import (
     SPLIT_SEED,
     column_names,
     hold_out,
@@ -30,8 +30,8 @@ from ..data.tables import (
     load_train_and_test,
     require_columns,
 )
-from .arguments import TrainArguments, option
-from .trainer import add_adapters, check_output_dir, load_model, load_tokenizer, train_and_save
+from ..arguments import TrainArguments, option
+from ..trainer import add_adapters, check_output_dir, load_model, load_tokenizer, train_and_save
 
 
 logger = logging.getLogger(__name__)

@@ -10,12 +10,12 @@ from datasets import Dataset, DatasetDict
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
-from ..adapters.trl import normalize_fused_head
-from ..data.conversations import Message, to_messages
-from ..data.tables import load_train_and_test
-from .arguments import TrainArguments, option
+from ...adapters.trl import normalize_fused_head
+from ...data.conversations import Message, to_messages
+from ...data.tables import load_train_and_test
+from ..arguments import TrainArguments, option
+from ..trainer import add_adapters, check_output_dir, load_model, load_tokenizer, train_and_save
 from .language_model import with_eval_rows
-from .trainer import add_adapters, check_output_dir, load_model, load_tokenizer, train_and_save
 
 
 @dataclass

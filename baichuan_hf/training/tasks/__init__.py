@@ -6,8 +6,8 @@ from typing import Any
 
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
-from .arguments import TrainArguments
-from .checks import check_arguments
+from ..arguments import TrainArguments
+from ..checks import check_arguments
 from .classify import train_classifier
 from .classify_arguments import ClassifyArguments
 from .distill import DistillArguments, train_distilled
