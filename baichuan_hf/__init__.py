@@ -2,7 +2,7 @@
 
 from .adapters import register_adapters
 from .checkpoints import bundled_checkpoint
-from .conversion import from_transformers
+from .conversion import from_transformers, to_llama
 from .data.chat import build_chat_input
 from .model.configuration_baichuan import BaichuanConfig, list_presets
 from .model.modeling_baichuan import (
@@ -36,6 +36,7 @@ __all__ = [
     "bundled_checkpoint",
     "from_transformers",
     "list_presets",
+    "to_llama",
 ]
 
 register()

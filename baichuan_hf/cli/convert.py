@@ -1,34 +1,89 @@
 """`baichuan-hf convert`: checkpoint folders from one layout to another."""
 
-from typing import Annotated, Literal
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import typer
 
+from . import options
+
+
+BAICHUAN = "Of a Baichuan model"
+ADAPTERS = "Of an adapter"
+
 
 def convert(
-    source: Annotated[str, typer.Argument(help="Checkpoint folder of another architecture.", metavar="SRC")],
+    source: Annotated[str, typer.Argument(help="Checkpoint folder to read.", metavar="SRC")],
     destination: Annotated[str, typer.Argument(help="Folder to write.", metavar="DST")],
-    to: Annotated[Literal["baichuan"], typer.Option(help="What to convert to.")],
+    to: Annotated[Literal["baichuan", "llama"], typer.Option(help="What to convert to.")],
+    dtype: options.Dtype = "auto",
+    max_shard_size: Annotated[str, typer.Option(help="Of a file of weights.")] = "5GB",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model that DST holds.")] = False,
+    vocab_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Cut embeddings and head to so many rows, or fill them up.", rich_help_panel=BAICHUAN
+        ),
+    ] = None,
+    adapter: Annotated[
+        str | None, typer.Option(help="PEFT adapter to merge into the weights.", rich_help_panel=BAICHUAN)
+    ] = None,
 ) -> None:
-    """Turn a checkpoint of another architecture into one of this package that computes the same.
+    """Turn a checkpoint into one of another layout that computes the same, as safetensors.
 
-    Example: [bold]baichuan-hf convert gpt2-folder gpt2-baichuan --to baichuan[/]
+    Example: [bold]baichuan-hf convert Baichuan2-7B-Chat Baichuan2-7B-Chat-llama --to llama[/]
 
-    Weights, config, generation settings, tokenizer and image processor are carried over. What has no equal here is
-    refused by name.
+    SRC is a Baichuan, or for [bold]--to baichuan[/] a model of another architecture. Weights, config, generation
+    settings, tokenizer and image processor are carried over. What has no equal is refused by name. A Llama folder is
+    read by every engine, without this package; models with ALiBi cannot become one.
     """
+    import torch
+
+    from ..conversion.baichuan_folders import convert_baichuan_folder
     from ..conversion.folders import convert_folder
+
+    shared: dict[str, Any] = {
+        "dtype": None if dtype == "auto" else getattr(torch, dtype),
+        "max_shard_size": max_shard_size,
+        "overwrite": overwrite,
+    }
+    lost: list[str] = []
+    if to == "llama" or model_type_of(source) == "baichuan":
+        rewritten = convert_baichuan_folder(
+            source, destination, to=to, vocab_size=vocab_size, adapter=adapter, **shared
+        )
+        read, name, parameters, found, copied, left_out, lost = rewritten
+    else:
+        if vocab_size is not None or adapter is not None:
+            raise ValueError("--vocab-size and --adapter are for Baichuan models: convert SRC first, then its result.")
+        done = convert_folder(source, destination, **shared)
+        read, name, copied, left_out = done.reference, type(done.model).__name__, done.copied, done.left_out
+        parameters, found = done.model.num_parameters(), done.model.dtype
+    print(f"{read} -> {name}: {parameters:,} parameters, {str(found).removeprefix('torch.')}")
+    print(" and the ".join([f"Saved to {destination}: the model", *copied]))
+    if left_out:
+        print(f"Not part of {read}, left out: {', '.join(left_out)}")
+    for sentence in lost:
+        print(sentence)
+    print_how_to_load(name, destination)
+
+
+def model_type_of(folder: str) -> str | None:
+    """As its config says; None if it has none."""
+    file = Path(folder) / "config.json"
+    return json.loads(file.read_text(encoding="utf-8")).get("model_type") if file.is_file() else None
+
+
+def print_how_to_load(name: str, folder: str) -> None:
     from ..model.registration import AUTO_CLASSES
 
-    done = convert_folder(source, destination, overwrite=overwrite)
-    name = type(done.model).__name__
-    dtype = str(done.model.dtype).removeprefix("torch.")
-    print(f"{done.reference} -> {name}: {done.model.num_parameters():,} parameters, {dtype}")
-    print(" and the ".join([f"Saved to {destination}: the model", *done.copied]))
-    if done.left_out:
-        print(f"Not part of {done.reference}, left out: {', '.join(done.left_out)}")
-    auto_class = next((auto for auto, ours in AUTO_CLASSES.items() if ours.__name__ == name), "AutoModelForSeq2SeqLM")
-    print("Load it:\n    import baichuan_hf")
+    ours = name.replace("Llama", "Baichuan")
+    auto_class = next(
+        (auto for auto, found in AUTO_CLASSES.items() if found.__name__ == ours), "AutoModelForSeq2SeqLM"
+    )
+    print("Load it:")
+    if ours == name:
+        print("    import baichuan_hf")
     print(f"    from transformers import {auto_class}")
-    print(f'    model = {auto_class}.from_pretrained("{destination}")')
+    print(f'    model = {auto_class}.from_pretrained("{folder}")')

@@ -15,10 +15,11 @@ from .longformer import LONGFORMER
 from .marian import MARIAN
 from .mpt import MPT
 from .t5 import T5
+from .to_llama import to_llama
 from .vit import VIT
 
 
-__all__ = ["ARCHITECTURES", "from_transformers"]
+__all__ = ["ARCHITECTURES", "from_transformers", "to_llama"]
 
 ARCHITECTURES: dict[str, Architecture] = {
     "bert": BERT,

@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 import transformers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
 
+from ..model.chat_templates import USER_TOKEN_ID, chat_generation
 from ..model.checkpoint_files import written_beside
+from ..model.tokenization_baichuan import BaichuanTokenizer
 from . import architecture_of, from_transformers
 from .architecture import check_class
+from .weight_files import MAX_SHARD_SIZE
 
 
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.spm", "spiece.model")
@@ -29,7 +34,12 @@ class Conversion(NamedTuple):
 
 
 def convert_folder(
-    source: str | os.PathLike, destination: str | os.PathLike, *, overwrite: bool = False
+    source: str | os.PathLike,
+    destination: str | os.PathLike,
+    *,
+    dtype: torch.dtype | None = None,
+    max_shard_size: int | str = MAX_SHARD_SIZE,
+    overwrite: bool = False,
 ) -> Conversion:
     """Convert a checkpoint folder by `from_transformers`, in its dtype, with its tokenizer or image processor.
 
@@ -38,6 +48,8 @@ def convert_folder(
     Args:
         source: a folder with a config and weights; the class is the one that its config names.
         destination: a new or empty folder, or with `overwrite` one that holds a model.
+        dtype: of the weights; None keeps it.
+        max_shard_size: of a file, in bytes or as "5GB".
         overwrite: whether to replace that model.
 
     Raises:
@@ -45,16 +57,19 @@ def convert_folder(
         OSError: `source` is no checkpoint folder, or lacks weights.
     """
     source, destination = Path(source), Path(destination)
-    _check_folders(source, destination, overwrite)
+    check_folders(source, destination, overwrite)
     reference, left_out = _load(source)
     model = from_transformers(reference)
+    if dtype is not None:
+        model.to(dtype)
     with written_beside(destination) as folder:
-        model.save_pretrained(folder)
-        copied = _copy_processors(source, folder)
+        model.save_pretrained(folder, max_shard_size=max_shard_size)
+        copied = copy_processors(source, folder)
     return Conversion(type(reference).__name__, model, copied, left_out)
 
 
-def _check_folders(source: Path, destination: Path, overwrite: bool) -> None:
+def check_folders(source: Path, destination: Path, overwrite: bool) -> None:
+    """Raise an error unless `source` can be read and `destination` may be written."""
     if not (source / "config.json").is_file():
         raise FileNotFoundError(
             f"{source} is no checkpoint folder, it has no config.json. To convert a model of the Hub, download it"
@@ -82,15 +97,30 @@ def _load(source: Path) -> tuple[PreTrainedModel, list[str]]:
     return model, sorted(info["unexpected_keys"])
 
 
-def _copy_processors(source: Path, folder: Path) -> list[str]:
-    """Copy tokenizer and image processor, so that they are found without the `model_type` that they belong to."""
+def copy_processors(source: Path, folder: Path, *, portable: bool = False) -> list[str]:
+    """Copy tokenizer and image processor, so that they are found without the `model_type` that they belong to.
+
+    Args:
+        portable: whether AutoTokenizer must load it without this package; `tokenizer.model` is kept beside it.
+    """
     copied = []
     if any(path for pattern in TOKENIZER_FILES for path in source.glob(pattern)):
-        AutoTokenizer.from_pretrained(source, trust_remote_code=False).save_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        if chat_generation(tokenizer.convert_ids_to_tokens(USER_TOKEN_ID)) is not None:
+            tokenizer = BaichuanTokenizer.from_pretrained(source)
+        tokenizer.save_pretrained(folder)
+        if portable:
+            config = json.loads((folder / TOKENIZER_CONFIG_FILE).read_text(encoding="utf-8"))
+            config["tokenizer_class"] = "PreTrainedTokenizerFast"
+            _write_json(folder / TOKENIZER_CONFIG_FILE, config)
         copied.append("tokenizer")
     if (source / IMAGE_PROCESSOR_FILE).is_file():
         settings = json.loads((source / IMAGE_PROCESSOR_FILE).read_text(encoding="utf-8"))
         settings.setdefault("image_processor_type", "ViTImageProcessor")
-        (folder / IMAGE_PROCESSOR_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        _write_json(folder / IMAGE_PROCESSOR_FILE, settings)
         copied.append("image processor")
     return copied
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

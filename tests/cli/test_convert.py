@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, BertTokenizer, TokenizersBackend
 from baichuan_hf.benchmarks.peers import build_reference, draw_inputs, largest_difference
 from baichuan_hf.conversion.folders import convert_folder
 from tests.helpers import REPOSITORY
+from tests.helpers.checkpoint import save_checkpoint
 from tests.helpers.converted import FIRST
 
 
@@ -184,3 +185,49 @@ def test_code_in_the_folder_is_not_run(run, tmp_path):
     result = run("convert", tmp_path / "src", tmp_path / "dst", "--to", "baichuan")
     assert result.exit_code == 0, result.output
     assert not (tmp_path / "ran").exists()
+
+
+def test_baichuan_to_llama(run, tmp_path):
+    folder = save_checkpoint(tmp_path / "src", normalize_lm_head=True, z_loss_weight=0.1)
+    result = run(
+        "convert", folder, tmp_path / "dst", "--to", "llama", "--max-shard-size", "20KB", "--dtype", "float32"
+    )
+    assert result.exit_code == 0, result.output
+    assert "BaichuanForCausalLM -> LlamaForCausalLM: " in result.stdout
+    assert "float32" in result.stdout
+    assert f"Saved to {tmp_path}/dst: the model and the generation settings and the tokenizer" in result.stdout
+    assert "NormHead is folded" in result.stdout
+    assert "Llama has no z_loss_weight=0.1" in result.stdout
+    assert "import baichuan_hf" not in result.stdout
+    assert f'model = AutoModelForCausalLM.from_pretrained("{tmp_path}/dst")' in result.stdout
+    llama = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "dst")
+    ids = torch.arange(5, 30)[None]
+    with torch.no_grad():
+        expected = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)(ids).logits
+        torch.testing.assert_close(llama(ids).logits, expected, atol=1e-4, rtol=0)
+    assert len(list((tmp_path / "dst").glob("model-*.safetensors"))) > 1
+
+
+def test_alibi_is_no_llama(run, tmp_path):
+    folder = save_checkpoint(tmp_path / "src", position_embedding_type="alibi")
+    result = run("convert", folder, tmp_path / "dst", "--to", "llama")
+    assert result.exit_code == 1
+    assert "position_embedding_type='alibi' cannot become Llama" in result.stderr
+    assert not (tmp_path / "dst").exists()
+
+
+def test_options_of_baichuan_folders_are_refused_for_others(run, tmp_path):
+    save_folder(tmp_path / "src", "gpt2")
+    result = run("convert", tmp_path / "src", tmp_path / "dst", "--to", "baichuan", "--vocab-size", "99")
+    assert result.exit_code == 1
+    assert "--vocab-size and --adapter are for Baichuan models" in result.stderr
+    result = run("convert", tmp_path / "src", tmp_path / "dst", "--to", "llama")
+    assert "has model_type 'gpt2'; this is for Baichuan models" in result.stderr
+
+
+def test_other_architectures_in_another_dtype_and_sharded(run, tmp_path):
+    save_folder(tmp_path / "src", "llama")
+    words = ["convert", tmp_path / "src", tmp_path / "dst", "--to", "baichuan", "--dtype", "bfloat16"]
+    assert run(*words, "--max-shard-size", "20KB").exit_code == 0
+    assert len(list((tmp_path / "dst").glob("model-*.safetensors"))) > 1
+    assert transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "dst").dtype == torch.bfloat16

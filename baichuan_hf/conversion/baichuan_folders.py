@@ -1,0 +1,192 @@
+"""Checkpoint folders of Baichuan into Llama's layout, or into Baichuan's with other weights; streamed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import AutoConfig, PreTrainedModel
+
+from ..model import modeling_baichuan
+from ..model.checkpoint_files import written_beside
+from ..model.configuration_baichuan import BaichuanConfig
+from ..model.tokenization_baichuan import BaichuanTokenizer
+from .folders import TOKENIZER_FILES, check_folders, copy_processors
+from .to_llama import llama_class_name, llama_config, llama_weights, lost_in_training
+from .weight_files import MAX_SHARD_SIZE, Weight, in_dtype, open_weights, weights_of, write_weights
+
+
+GENERATION_CONFIG = "generation_config.json"
+
+
+class Rewritten(NamedTuple):
+    """What `convert_baichuan_folder` has done."""
+
+    source_class: str
+    written_class: str
+    parameters: int
+    dtype: torch.dtype
+    copied: list[str]  # what else is in the new folder
+    left_out: list[str]  # weights in the files that are no part of the class
+    lost: list[str]  # what training further does otherwise, in sentences
+
+
+def convert_baichuan_folder(
+    source: str | os.PathLike,
+    destination: str | os.PathLike,
+    *,
+    to: Literal["baichuan", "llama"],
+    dtype: torch.dtype | None = None,
+    max_shard_size: int | str = MAX_SHARD_SIZE,
+    vocab_size: int | None = None,
+    adapter: str | os.PathLike | None = None,
+    overwrite: bool = False,
+) -> Rewritten:
+    """Write a Baichuan checkpoint anew as safetensors, one tensor at a time, with tokenizer and generation settings.
+
+    `destination` is written when all has gone well; `source` is only read, and no code in it is run.
+
+    Args:
+        source: a folder with a config and weights of any Baichuan.
+        destination: a new or empty folder, or with `overwrite` one that holds a model.
+        to: the layout; `llama` is for models with rotary positions (see `to_llama`).
+        dtype: of all weights; None keeps those of the files.
+        max_shard_size: of a file, in bytes or as "5GB".
+        vocab_size: rows of embeddings and head. New rows are copies of the padding token's, so that none of them is
+            ever likelier than a token of the vocabulary.
+        adapter: a PEFT adapter of the model, merged into it; the whole model is then in memory.
+        overwrite: whether to replace a model in `destination`.
+
+    Raises:
+        ValueError: `destination` holds a model, or the model cannot be converted.
+        OSError: `source` is no checkpoint folder or lacks weights, or the disk is too small.
+    """
+    source, destination = Path(source), Path(destination)
+    check_folders(source, destination, overwrite)
+    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    if not isinstance(config, BaichuanConfig):
+        raise ValueError(f"{source} has model_type {config.model_type!r}; this is for Baichuan models.")
+    # Some published configs name no class, and Baichuan-7B's own spells it otherwise.
+    name = (config.architectures or ["BaichuanForCausalLM"])[0].replace("BaiChuan", "Baichuan")
+    model_class = getattr(modeling_baichuan, name, None)
+    if model_class is None:
+        raise ValueError(f"{source}: its config names {name!r} under 'architectures', which is no Baichuan class.")
+    target_class, target_config, lost = model_class, config, []
+    if to == "llama":
+        target_class, target_config = getattr(transformers, llama_class_name(name)), llama_config(config)
+        lost = lost_in_training(config)
+    if vocab_size is not None:
+        check_vocab_size(source, config, vocab_size)
+
+    weights = (
+        open_weights(source) if adapter is None else weights_of(merged(model_class, source, adapter).state_dict())
+    )
+    if dtype is not None:
+        # First: the model in that dtype is what is converted.
+        weights = in_dtype(weights, dtype)
+    if vocab_size is not None:
+        weights = resized(weights, vocab_size, padding=config.pad_token_id or 0)
+        target_config.vocab_size = vocab_size
+    if to == "llama":
+        weights = llama_weights(weights, config, target_class)
+    weights, left_out = fitting(weights, target_class, target_config, source)
+
+    found = next(iter(weights.values())).meta.dtype
+    target_config.dtype, target_config.architectures = found, [target_class.__name__]
+    with written_beside(destination) as folder:
+        write_weights(weights, folder, max_shard_size=max_shard_size)
+        target_config.save_pretrained(folder)
+        copied = []
+        if (source / GENERATION_CONFIG).is_file():
+            shutil.copyfile(source / GENERATION_CONFIG, folder / GENERATION_CONFIG)
+            copied.append("generation settings")
+        copied += copy_processors(source, folder, portable=to == "llama")
+    parameters = sum(weight.meta.numel() for weight in weights.values())
+    return Rewritten(name, target_class.__name__, parameters, found, copied, left_out, lost)
+
+
+def check_vocab_size(source: Path, config: BaichuanConfig, vocab_size: int) -> None:
+    """Raise ValueError where the tokenizer or the config uses ids that `vocab_size` rows have no place for."""
+    needed = {name: getattr(config, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    if any(path for pattern in TOKENIZER_FILES for path in source.glob(pattern)):
+        needed["the tokenizer"] = len(BaichuanTokenizer.from_pretrained(source)) - 1
+    for name, ids in needed.items():
+        largest = max(ids) if isinstance(ids, list) else ids
+        if largest is not None and largest >= vocab_size:
+            raise ValueError(
+                f"--vocab-size is {vocab_size}, but {name} has the id {largest}: give at least {largest + 1}."
+            )
+
+
+def merged(model_class: type[PreTrainedModel], source: Path, adapter: str | os.PathLike) -> PreTrainedModel:
+    """The model with a PEFT adapter in its weights.
+
+    Raises:
+        ValueError: the adapter is of another model.
+    """
+    from peft import PeftModel
+
+    model = model_class.from_pretrained(source, dtype="auto")
+    try:
+        adapted = PeftModel.from_pretrained(model, str(adapter))
+    except (RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"The adapter {adapter} does not go with {source}, it is of another model: {reason}"
+        ) from error
+    if model.config.normalize_lm_head and "lm_head" in adapted.base_model.targeted_module_names:
+        raise ValueError(
+            f"The adapter {adapter} adapts lm_head, which is a NormHead: it adds to the logits after their"
+            " normalisation, so no weight of the head is the two in one. Convert model and adapter to Llama, where"
+            " there is one, and merge there."
+        )
+    return adapted.merge_and_unload()
+
+
+def resized(weights: Mapping[str, Weight], vocab_size: int, *, padding: int) -> dict[str, Weight]:
+    """Embeddings and head with so many rows: cut, or filled up with copies of row `padding`."""
+
+    def resize(weight: Tensor, rows: int) -> Tensor:
+        missing = rows - len(weight)
+        if missing <= 0:
+            return weight[:rows]
+        return torch.cat([weight, weight[padding].expand(missing, -1)])
+
+    names = ("embed_tokens.weight", "lm_head.weight")
+    function = partial(resize, rows=vocab_size)
+    return {name: weight.then(function) if name.endswith(names) else weight for name, weight in weights.items()}
+
+
+def fitting(
+    weights: Mapping[str, Weight], model_class: type[PreTrainedModel], config: Any, source: Path
+) -> tuple[dict[str, Weight], list[str]]:
+    """The weights that `model_class` has, and the names of the others.
+
+    Raises:
+        OSError: one is missing.
+        ValueError: one has another shape.
+    """
+    with torch.device("meta"):
+        skeleton = model_class(config)
+    expected = skeleton.state_dict()
+    tied = skeleton.all_tied_weights_keys
+    if missing := [name for name in expected if name not in weights and name not in tied]:
+        raise OSError(f"{source} lacks {len(missing)} weights of {model_class.__name__}, first {missing[0]}.")
+    kept = {name: weights[name] for name in weights if name in expected and name not in tied}
+    for name, weight in kept.items():
+        if weight.meta.shape != expected[name].shape:
+            way_out = f" Give --vocab-size {len(weight.meta)}." if "embed_tokens" in name or "lm_head" in name else ""
+            raise ValueError(
+                f"{source}: {name} is {tuple(weight.meta.shape)} in the files, but {tuple(expected[name].shape)} by"
+                f" config.json.{way_out}"
+            )
+    # A buffer that Baichuan-7B's files hold is computed now.
+    left = [name for name in weights if name not in kept and not name.endswith("rotary_emb.inv_freq")]
+    return kept, [name for name in left if name not in tied]

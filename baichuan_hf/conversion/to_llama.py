@@ -1,0 +1,158 @@
+"""Ours into Llama, which every engine reads: the way back of `llama.py`, for models with rotary positions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+import transformers
+from torch import Tensor
+from transformers import LlamaConfig, PreTrainedModel
+
+from ..model.configuration_baichuan import BaichuanConfig
+from ..model.lm_head import NormHead
+from .convert import SHARED_FIELDS, finish
+from .llama import LLAMA
+from .weight_files import Weight, weights_of
+
+
+CLASSES = {ours: llama for llama, ours in LLAMA.classes.items()}
+FIELDS = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("num_key_value_heads", "head_dim", "hidden_act", "max_position_embeddings", "rope_parameters", "rms_norm_eps"),
+    *("attention_bias", "mlp_bias", "attention_dropout"),
+)
+# What a Llama is, in the names of our fields.
+NEEDED = {
+    "norm_type": "rms_norm",
+    "norm_position": "pre",
+    "norm_bias": False,
+    "gated_mlp": True,
+    "embedding_norm": False,
+    "embedding_multiplier": 1.0,
+    "final_norm": True,
+    "type_vocab_size": 0,
+    "is_causal": True,
+    "add_cross_attention": False,
+    "add_pooling_layer": False,
+    "attention_type": "softmax",
+    "num_global_tokens": 0,
+    "num_local_experts": 0,
+    "lm_head_bias": False,
+}
+# Of no effect but in training, with the value that means none.
+ONLY_IN_TRAINING = {"z_loss_weight": 0, "hidden_dropout": 0, "layer_drop": 0}
+ROWS_AT_ONCE = 8192
+
+
+def to_llama(model: PreTrainedModel) -> PreTrainedModel:
+    """A Baichuan with rotary positions as a model of transformers' Llama that computes the same.
+
+    The weights are copied: `W_pack` is split into q, k and v, and the rows of a NormHead are stored with length 1.
+    Dtype, device, mode and generation config are kept. What counts in training only has no place in a Llama: the rows
+    of a folded head no longer stay at length 1, and there is no max-z loss, hidden dropout or layer drop.
+
+    Raises:
+        ValueError: the class or a setting has no equal in Llama; the message names it.
+
+    Example:
+
+    ```python
+    >>> import baichuan_hf
+    >>> from transformers import AutoModelForCausalLM
+
+    >>> config = baichuan_hf.BaichuanConfig(vocab_size=99, hidden_size=64, num_hidden_layers=2, num_attention_heads=4)
+    >>> type(baichuan_hf.to_llama(AutoModelForCausalLM.from_config(config))).__name__
+    'LlamaForCausalLM'
+    ```
+    """
+    llama_class = getattr(transformers, llama_class_name(type(model).__name__))
+    config = llama_config(model.config)
+    if getattr(model, "is_quantized", False):
+        raise ValueError("The model is quantised, so its weights cannot be copied: call model.dequantize() first.")
+    lazy = llama_weights(weights_of(model.state_dict()), model.config, llama_class)
+    weights = {name: weight.read().clone() for name, weight in lazy.items()}
+    llama = llama_class.from_pretrained(None, config=config, state_dict=weights, dtype=model.dtype)
+    return finish(llama, model)
+
+
+def llama_class_name(name: str) -> str:
+    """The class of Llama with the head of one of ours; Baichuan-7B's own files write `BaiChuan`."""
+    ours = name.replace("BaiChuan", "Baichuan")
+    if ours not in CLASSES:
+        raise ValueError(f"{name} has no equal among Llama's classes; these have: {', '.join(CLASSES)}.")
+    return CLASSES[ours]
+
+
+def llama_config(config: BaichuanConfig) -> LlamaConfig:
+    """The config of a Llama that computes the same.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if (positions := config.position_embedding_type) != "rope":
+        raise ValueError(
+            f"position_embedding_type={positions!r} cannot become Llama, which rotates queries and keys and has no"
+            " place for other positions (Baichuan-13B and Baichuan2-13B have ALiBi). Keep the Baichuan layout: it"
+            " loads with `import baichuan_hf`."
+        )
+    for name, value in NEEDED.items():
+        if (found := getattr(config, name)) != value:
+            raise ValueError(f"{name}={found!r} cannot become Llama, which is {name}={value!r}.")
+    if "sliding_attention" in config.layer_types:
+        raise ValueError(f"sliding_window={config.sliding_window!r} cannot become Llama, whose layers see all.")
+    values = {name: getattr(config, name) for name in (*FIELDS, *SHARED_FIELDS)}
+    # A folded head is another matrix than the embeddings.
+    values["tie_word_embeddings"] = config.tie_word_embeddings and not config.normalize_lm_head
+    return LlamaConfig(**values | {"tokenizer_class": None, "dtype": config.dtype})
+
+
+def llama_weights(
+    weights: Mapping[str, Weight], config: BaichuanConfig, llama_class: type[PreTrainedModel]
+) -> dict[str, Weight]:
+    """Our weights by the names of Llama's, W_pack split and NormHead folded."""
+    prefix = f"{llama_class.base_model_prefix}."
+    made = {}
+    for ours, weight in weights.items():
+        name = prefix + ours.removeprefix("model.") if ours.startswith("model.") else ours
+        if ".W_pack." in name:
+            for index, part in enumerate("qkv"):
+                made[name.replace("W_pack", f"{part}_proj")] = weight.then(partial(third, index=index))
+        else:
+            made[name] = weight
+    if config.normalize_lm_head and llama_class is transformers.LlamaForCausalLM:
+        head = "model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
+        if head in made:
+            made["lm_head.weight"] = made[head].then(normalized_rows)
+    return made
+
+
+def lost_in_training(config: BaichuanConfig) -> list[str]:
+    """What training the Llama further does otherwise than training ours, in sentences."""
+    lost = []
+    if config.normalize_lm_head:
+        lost.append(
+            "NormHead is folded: the rows of lm_head are stored with length 1 and the logits are the same, but their"
+            " former lengths are gone, and training further changes lengths, which NormHead ignores."
+        )
+    settings = [
+        f"{name}={getattr(config, name)}" for name, none in ONLY_IN_TRAINING.items() if getattr(config, name) != none
+    ]
+    if settings:
+        lost.append(f"Llama has no {', '.join(settings)}: training further is without.")
+    return lost
+
+
+def third(weight: Tensor, index: int) -> Tensor:
+    """The rows of q, k or v in W_pack."""
+    return weight.chunk(3)[index]
+
+
+def normalized_rows(weight: Tensor) -> Tensor:
+    """As `NormHead.normalized_weight`, some rows at a time: a float32 copy of a whole head takes 2 GB."""
+    parts = [
+        F.normalize(rows.float(), dim=-1, eps=NormHead.EPS).to(weight.dtype) for rows in weight.split(ROWS_AT_ONCE)
+    ]
+    return torch.cat(parts)
