@@ -11,6 +11,7 @@ from . import options
 
 BAICHUAN = "Of a Baichuan model"
 ADAPTERS = "Of an adapter"
+MAX_SHARD_SIZE = "5GB"
 
 
 def convert(
@@ -18,7 +19,7 @@ def convert(
     destination: Annotated[str, typer.Argument(help="Folder to write.", metavar="DST")],
     to: Annotated[Literal["baichuan", "llama"], typer.Option(help="What to convert to.")],
     dtype: options.Dtype = "auto",
-    max_shard_size: Annotated[str, typer.Option(help="Of a file of weights.")] = "5GB",
+    max_shard_size: Annotated[str, typer.Option(help="Of a file of weights.")] = MAX_SHARD_SIZE,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model that DST holds.")] = False,
     vocab_size: Annotated[
         int | None,
@@ -29,20 +30,40 @@ def convert(
     adapter: Annotated[
         str | None, typer.Option(help="PEFT adapter to merge into the weights.", rich_help_panel=BAICHUAN)
     ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(help="The model in the other layout, named in the new adapter.", rich_help_panel=ADAPTERS),
+    ] = None,
+    rank: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="To Baichuan: cut W_pack to this rank, and print the error; unset: exact, of three times the rank.",
+            rich_help_panel=ADAPTERS,
+        ),
+    ] = None,
 ) -> None:
     """Turn a checkpoint into one of another layout that computes the same, as safetensors.
 
     Example: [bold]baichuan-hf convert Baichuan2-7B-Chat Baichuan2-7B-Chat-llama --to llama[/]
 
-    SRC is a Baichuan, or for [bold]--to baichuan[/] a model of another architecture. Weights, config, generation
-    settings, tokenizer and image processor are carried over. What has no equal is refused by name. A Llama folder is
-    read by every engine, without this package; models with ALiBi cannot become one.
+    SRC is a Baichuan, for [bold]--to baichuan[/] a model of another architecture, or a LoRA adapter of either.
+    Weights, config, generation settings, tokenizer and image processor are carried over. What has no equal is refused
+    by name. A Llama folder is read by every engine, without this package; models with ALiBi cannot become one.
     """
     import torch
 
     from ..conversion.baichuan_folders import convert_baichuan_folder
     from ..conversion.folders import convert_folder
+    from ..conversion.lora import is_adapter
 
+    if is_adapter(source):
+        if (dtype, max_shard_size, vocab_size, adapter) != ("auto", MAX_SHARD_SIZE, None, None):
+            raise ValueError(f"{source} is an adapter: of the options it takes --base, --rank and --overwrite.")
+        convert_adapter(source, destination, to, base, rank, overwrite)
+        return
+    if (base, rank) != (None, None):
+        raise ValueError(f"--base and --rank are for adapters, but {source} holds no adapter_config.json.")
     shared: dict[str, Any] = {
         "dtype": None if dtype == "auto" else getattr(torch, dtype),
         "max_shard_size": max_shard_size,
@@ -67,6 +88,27 @@ def convert(
     for sentence in lost:
         print(sentence)
     print_how_to_load(name, destination)
+
+
+def convert_adapter(
+    source: str,
+    destination: str,
+    to: Literal["baichuan", "llama"],
+    base: str | None,
+    rank: int | None,
+    overwrite: bool,
+) -> None:
+    from ..conversion import lora
+
+    done = lora.convert_adapter(source, destination, to=to, base=base, rank=rank, overwrite=overwrite)
+    print(f"Adapter -> {to}: {done.modules} modules, rank {done.rank}")
+    if done.error is not None:
+        print(f"W_pack cut to rank {rank}: largest relative error of a layer {done.error:.3g} (Frobenius norm)")
+    if not done.base_checked:
+        print("Not checked whether its model has rotary positions: that config is not at hand.")
+    print(f"Saved to {destination}; put it upon a model in the new layout:")
+    print("    from peft import PeftModel")
+    print(f'    model = PeftModel.from_pretrained(model, "{destination}")')
 
 
 def model_type_of(folder: str) -> str | None:

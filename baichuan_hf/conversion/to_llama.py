@@ -152,7 +152,7 @@ def third(weight: Tensor, index: int) -> Tensor:
 
 def normalized_rows(weight: Tensor) -> Tensor:
     """As `NormHead.normalized_weight`, some rows at a time: a float32 copy of a whole head takes 2 GB."""
-    parts = [
-        F.normalize(rows.float(), dim=-1, eps=NormHead.EPS).to(weight.dtype) for rows in weight.split(ROWS_AT_ONCE)
-    ]
-    return torch.cat(parts)
+    normalized = torch.empty_like(weight)
+    for rows, target in zip(weight.split(ROWS_AT_ONCE), normalized.split(ROWS_AT_ONCE), strict=True):
+        target.copy_(F.normalize(rows.float(), dim=-1, eps=NormHead.EPS))
+    return normalized

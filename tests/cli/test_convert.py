@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 import transformers
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, BertTokenizer, TokenizersBackend
@@ -231,3 +232,35 @@ def test_other_architectures_in_another_dtype_and_sharded(run, tmp_path):
     assert run(*words, "--max-shard-size", "20KB").exit_code == 0
     assert len(list((tmp_path / "dst").glob("model-*.safetensors"))) > 1
     assert transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "dst").dtype == torch.bfloat16
+
+
+@pytest.fixture
+def adapter(tmp_path):
+    """Of a model at `src`."""
+    folder = save_checkpoint(tmp_path / "src")
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    get_peft_model(model, LoraConfig(target_modules=["W_pack"], init_lora_weights=False)).save_pretrained(
+        tmp_path / "adapter"
+    )
+    return tmp_path / "adapter"
+
+
+def test_adapter_there_and_back(run, tmp_path, adapter):
+    result = run("convert", adapter, tmp_path / "split", "--to", "llama", "--base", "somewhere/a-llama")
+    assert result.exit_code == 0, result.output
+    assert "Adapter -> llama: 6 modules, rank 8" in result.stdout
+    assert json.loads((tmp_path / "split" / "adapter_config.json").read_text())["base_model_name_or_path"] == (
+        "somewhere/a-llama"
+    )
+    result = run("convert", tmp_path / "split", tmp_path / "back", "--to", "baichuan", "--rank", "4")
+    assert "Adapter -> baichuan: 2 modules, rank 4" in result.stdout
+    assert "W_pack cut to rank 4: largest relative error of a layer 0." in result.stdout
+    assert "Not checked whether its model has rotary positions" in result.stdout
+
+
+def test_adapters_and_models_have_options_of_their_own(run, tmp_path, adapter):
+    result = run("convert", adapter, tmp_path / "dst", "--to", "llama", "--dtype", "float16")
+    assert result.exit_code == 1
+    assert "is an adapter: of the options it takes --base, --rank and --overwrite" in result.stderr
+    result = run("convert", tmp_path / "src", tmp_path / "dst", "--to", "llama", "--rank", "3")
+    assert "--base and --rank are for adapters" in result.stderr
