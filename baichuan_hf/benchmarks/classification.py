@@ -9,17 +9,14 @@ examples, by --seed), and is TF-IDF of character n-grams and logistic regression
 cross-validation within the training rows. It needs scikit-learn.
 """
 
-import shlex
 import sys
-import time
 from pathlib import Path
-from typing import Any
 
-import torch
+from transformers import TrainingArguments
 
-from ..training import ClassifyArguments, parse_arguments, train
+from ..training import ClassifyArguments
 from ..training.tasks.labelled_texts import choose_examples, load_labelled_texts
-from .rows import append_rows, machine
+from .runs import record_run
 
 
 GRID = {
@@ -30,7 +27,7 @@ GRID = {
 }
 
 
-def tfidf_baseline(arguments: ClassifyArguments, seed: int) -> dict[str, float]:
+def tfidf_baseline(arguments: ClassifyArguments, training_arguments: TrainingArguments) -> dict[str, float]:
     """Metrics on the rows that `train_classifier` evaluates on. Raises ImportError without scikit-learn."""
     try:
         from sklearn.feature_extraction.text import TfidfVectorizer
@@ -42,7 +39,7 @@ def tfidf_baseline(arguments: ClassifyArguments, seed: int) -> dict[str, float]:
         raise ImportError("the baseline needs scikit-learn: pip install 'baichuan-hf[bench]'") from error
     rows = load_labelled_texts(arguments)
     if arguments.few_shot:
-        rows["train"] = choose_examples(rows["train"], arguments.few_shot, seed=seed)
+        rows["train"] = choose_examples(rows["train"], arguments.few_shot, seed=training_arguments.seed)
     steps = [
         ("vectorize", TfidfVectorizer(analyzer="char", sublinear_tf=True)),
         ("classify", LogisticRegression(max_iter=1000, solver="liblinear")),
@@ -57,28 +54,6 @@ def tfidf_baseline(arguments: ClassifyArguments, seed: int) -> dict[str, float]:
     }
 
 
-def main(results: str, method: str, *words: str) -> None:
-    arguments: Any
-    arguments, training_arguments = parse_arguments(words)
-    start = time.perf_counter()
-    if method == "baseline":
-        metrics = tfidf_baseline(arguments, training_arguments.seed)
-    else:
-        metrics = train(arguments, training_arguments)
-    origin = machine(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    row = {
-        "date": origin["date"],
-        "method": method,
-        "accuracy": f"{metrics['eval_accuracy']:.4f}",
-        "f1_macro": f"{metrics['eval_f1_macro']:.4f}",
-        "seconds": round(time.perf_counter() - start),
-        "device": origin["device"],
-        "versions": origin["versions"],
-        "command": shlex.join(["baichuan-hf", "train", *words]),
-    }
-    append_rows(Path(results), [row])
-    print({name: row[name] for name in ("method", "accuracy", "f1_macro", "seconds")})
-
-
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    results, method, *words = sys.argv[1:]
+    record_run(Path(results), method, words, baseline=tfidf_baseline, metrics=("accuracy", "f1_macro"))
