@@ -70,14 +70,16 @@ def convert(
         "overwrite": overwrite,
     }
     lost: list[str] = []
-    if to == "llama" or model_type_of(source) == "baichuan":
+    if to == "llama" or model_type_of(source) in ("baichuan", "llama"):
         rewritten = convert_baichuan_folder(
             source, destination, to=to, vocab_size=vocab_size, adapter=adapter, **shared
         )
         read, name, parameters, found, copied, left_out, lost = rewritten
     else:
         if vocab_size is not None or adapter is not None:
-            raise ValueError("--vocab-size and --adapter are for Baichuan models: convert SRC first, then its result.")
+            raise ValueError(
+                "--vocab-size and --adapter are for Baichuan and Llama models: convert SRC first, then its result."
+            )
         done = convert_folder(source, destination, **shared)
         read, name, copied, left_out = done.reference, type(done.model).__name__, done.copied, done.left_out
         parameters, found = done.model.num_parameters(), done.model.dtype

@@ -1,4 +1,4 @@
-"""Checkpoint folders of Baichuan into Llama's layout, or into Baichuan's with other weights; streamed."""
+"""Checkpoint folders between Baichuan's layout and Llama's, or of Baichuan with other weights; streamed."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from typing import Any, Literal, NamedTuple
 import torch
 import transformers
 from torch import Tensor
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from ..model import modeling_baichuan
 from ..model.checkpoint_files import written_beside
 from ..model.configuration_baichuan import BaichuanConfig
-from ..model.tokenization_baichuan import BaichuanTokenizer
+from .architecture import check_class
+from .convert import shared_settings
 from .folders import TOKENIZER_FILES, check_folders, copy_processors
+from .llama import LLAMA, baichuan_weights
 from .to_llama import llama_class_name, llama_config, llama_weights, lost_in_training
 from .weight_files import MAX_SHARD_SIZE, Weight, in_dtype, open_weights, weights_of, write_weights
 
@@ -49,12 +51,13 @@ def convert_baichuan_folder(
     adapter: str | os.PathLike | None = None,
     overwrite: bool = False,
 ) -> Rewritten:
-    """Write a Baichuan checkpoint anew as safetensors, one tensor at a time, with tokenizer and generation settings.
+    """Write a checkpoint anew as safetensors, with its tokenizer and generation settings; one shard is in memory at
+    a time.
 
     `destination` is written when all has gone well; `source` is only read, and no code in it is run.
 
     Args:
-        source: a folder with a config and weights of any Baichuan.
+        source: a folder with a config and weights of any Baichuan; for `baichuan` a Llama too.
         destination: a new or empty folder, or with `overwrite` one that holds a model.
         to: the layout; `llama` is for models with rotary positions (see `to_llama`).
         dtype: of all weights; None keeps those of the files.
@@ -71,22 +74,21 @@ def convert_baichuan_folder(
     source, destination = Path(source), Path(destination)
     check_folders(source, destination, overwrite)
     config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-    if not isinstance(config, BaichuanConfig):
-        raise ValueError(f"{source} has model_type {config.model_type!r}; this is for Baichuan models.")
-    # Some published configs name no class, and Baichuan-7B's own spells it otherwise.
-    name = (config.architectures or ["BaichuanForCausalLM"])[0].replace("BaiChuan", "Baichuan")
-    model_class = getattr(modeling_baichuan, name, None)
-    if model_class is None:
-        raise ValueError(f"{source}: its config names {name!r} under 'architectures', which is no Baichuan class.")
-    target_class, target_config, lost = model_class, config, []
+    source_class = class_of(config, source, to)
+    target_class, target_config, lost = source_class, config, []
     if to == "llama":
-        target_class, target_config = getattr(transformers, llama_class_name(name)), llama_config(config)
+        target_class, target_config = (
+            getattr(transformers, llama_class_name(source_class.__name__)),
+            llama_config(config),
+        )
         lost = lost_in_training(config)
+    elif not isinstance(config, BaichuanConfig):
+        target_class, target_config = baichuan_from_llama(source_class, config)
     if vocab_size is not None:
         check_vocab_size(source, config, vocab_size)
 
     weights = (
-        open_weights(source) if adapter is None else weights_of(merged(model_class, source, adapter).state_dict())
+        open_weights(source) if adapter is None else weights_of(merged(source_class, source, adapter).state_dict())
     )
     if dtype is not None:
         # First: the model in that dtype is what is converted.
@@ -96,6 +98,9 @@ def convert_baichuan_folder(
         target_config.vocab_size = vocab_size
     if to == "llama":
         weights = llama_weights(weights, config, target_class)
+    elif target_config is not config:
+        prefix = f"{source_class.base_model_prefix}."
+        weights = baichuan_weights(weights, prefix=prefix, fused=target_config.fused_qkv)
     weights, left_out = fitting(weights, target_class, target_config, source)
 
     found = next(iter(weights.values())).meta.dtype
@@ -109,14 +114,43 @@ def convert_baichuan_folder(
             copied.append("generation settings")
         copied += copy_processors(source, folder, portable=to == "llama")
     parameters = sum(weight.meta.numel() for weight in weights.values())
-    return Rewritten(name, target_class.__name__, parameters, found, copied, left_out, lost)
+    return Rewritten(source_class.__name__, target_class.__name__, parameters, found, copied, left_out, lost)
 
 
-def check_vocab_size(source: Path, config: BaichuanConfig, vocab_size: int) -> None:
+def class_of(config: Any, source: Path, to: str) -> type[PreTrainedModel]:
+    """The class that a folder holds, ours or Llama's.
+
+    Raises:
+        ValueError: it is of neither, or a Llama that is to become one.
+    """
+    if not isinstance(config, BaichuanConfig):
+        if config.model_type != "llama" or to == "llama":
+            raise ValueError(f"{source} has model_type {config.model_type!r}; this is for Baichuan models.")
+        name = (config.architectures or ["LlamaForCausalLM"])[0]
+        check_class(name, config.model_type, LLAMA.classes)
+        return getattr(transformers, name)
+    # Some published configs name no class, and Baichuan-7B's own spells it otherwise.
+    name = (config.architectures or ["BaichuanForCausalLM"])[0].replace("BaiChuan", "Baichuan")
+    if not hasattr(modeling_baichuan, name):
+        raise ValueError(f"{source}: its config names {name!r} under 'architectures', which is no Baichuan class.")
+    return getattr(modeling_baichuan, name)
+
+
+def baichuan_from_llama(
+    llama_class: type[PreTrainedModel], config: Any
+) -> tuple[type[PreTrainedModel], BaichuanConfig]:
+    """Our class and config for those of a Llama."""
+    with torch.device("meta"):
+        skeleton = llama_class(config)
+    settings = shared_settings(config) | LLAMA.settings(skeleton)
+    return getattr(modeling_baichuan, LLAMA.classes[llama_class.__name__]), BaichuanConfig(**settings)
+
+
+def check_vocab_size(source: Path, config: Any, vocab_size: int) -> None:
     """Raise ValueError where the tokenizer or the config uses ids that `vocab_size` rows have no place for."""
     needed = {name: getattr(config, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
     if any(path for pattern in TOKENIZER_FILES for path in source.glob(pattern)):
-        needed["the tokenizer"] = len(BaichuanTokenizer.from_pretrained(source)) - 1
+        needed["the tokenizer"] = len(AutoTokenizer.from_pretrained(source, trust_remote_code=False)) - 1
     for name, ids in needed.items():
         largest = max(ids) if isinstance(ids, list) else ids
         if largest is not None and largest >= vocab_size:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from transformers import PreTrainedModel
 
+from . import weight_files
 from .architecture import Architecture, Made, Weights, check_setting, stacked
+from .weight_files import Weight
 
 
 def classes(prefix: str) -> dict[str, str]:
@@ -47,6 +50,24 @@ def mistral_settings(reference: PreTrainedModel) -> dict[str, Any]:
     kind = "sliding_attention" if values.get("sliding_window") else "full_attention"
     check_setting(reference.config, "layer_types", None, [kind] * values["num_hidden_layers"])
     return values
+
+
+def baichuan_weights(weights: Mapping[str, Weight], *, prefix: str, fused: bool) -> dict[str, Weight]:
+    """A Llama's weights that are read later, by our names.
+
+    Args:
+        prefix: of the base model in the reference, with its dot.
+        fused: whether our q, k and v are the one matrix W_pack.
+    """
+    made = {}
+    for name, weight in weights.items():
+        name = "model." + name.removeprefix(prefix) if name.startswith(prefix) else name
+        made[name] = weight
+    for name in [name for name in made if fused and ".q_proj." in name]:
+        names = [name.replace("q_proj", f"{part}_proj") for part in "qkv"]
+        if made.keys() >= set(names):
+            made[name.replace("q_proj", "W_pack")] = weight_files.stacked([made.pop(part) for part in names])
+    return made
 
 
 LAYER = "layers.N."

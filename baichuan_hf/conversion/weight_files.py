@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -33,6 +33,11 @@ class Weight:
     def then(self, function: Callable[[Tensor], Tensor]) -> Weight:
         """What `function` makes of it, computed when it is read."""
         return Weight(function(self.meta), lambda: function(self.read()))
+
+
+def stacked(parts: Sequence[Weight]) -> Weight:
+    """Weights one below the other."""
+    return Weight(torch.cat([part.meta for part in parts]), lambda: torch.cat([part.read() for part in parts]))
 
 
 def weights_of(state_dict: Mapping[str, Tensor]) -> dict[str, Weight]:

@@ -221,13 +221,14 @@ def test_options_of_baichuan_folders_are_refused_for_others(run, tmp_path):
     save_folder(tmp_path / "src", "gpt2")
     result = run("convert", tmp_path / "src", tmp_path / "dst", "--to", "baichuan", "--vocab-size", "99")
     assert result.exit_code == 1
-    assert "--vocab-size and --adapter are for Baichuan models" in result.stderr
+    assert "--vocab-size and --adapter are for Baichuan and Llama models" in result.stderr
     result = run("convert", tmp_path / "src", tmp_path / "dst", "--to", "llama")
     assert "has model_type 'gpt2'; this is for Baichuan models" in result.stderr
 
 
-def test_other_architectures_in_another_dtype_and_sharded(run, tmp_path):
-    save_folder(tmp_path / "src", "llama")
+@pytest.mark.parametrize("kind", ["llama", "mistral"])
+def test_other_architectures_in_another_dtype_and_sharded(run, tmp_path, kind):
+    save_folder(tmp_path / "src", kind)
     words = ["convert", tmp_path / "src", tmp_path / "dst", "--to", "baichuan", "--dtype", "bfloat16"]
     assert run(*words, "--max-shard-size", "20KB").exit_code == 0
     assert len(list((tmp_path / "dst").glob("model-*.safetensors"))) > 1

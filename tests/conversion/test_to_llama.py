@@ -69,11 +69,16 @@ def test_llama_computes_the_same(name, max_shard_size, dtype, tmp_path):
         assert torch.equal(tokens, expected["generate.tokens.1"][:12])
 
 
+def convert_back(*folders):
+    return convert_baichuan_folder(*folders, to="baichuan")
+
+
+@pytest.mark.parametrize("way_back", [convert_folder, convert_back], ids=["in-memory", "streamed"])
 @pytest.mark.parametrize("name", ["baichuan-7b", "baichuan2-7b"])
-def test_way_back_gives_the_same_tensors(name, tmp_path):
+def test_way_back_gives_the_same_tensors(name, way_back, tmp_path):
     save_golden(tmp_path / "src", name)
     convert_baichuan_folder(tmp_path / "src", tmp_path / "llama", to="llama", max_shard_size="100KB")
-    convert_folder(tmp_path / "llama", tmp_path / "back")
+    way_back(tmp_path / "llama", tmp_path / "back")
     before, after = folder_weights(tmp_path / "src"), folder_weights(tmp_path / "back")
     assert before.keys() == after.keys()
     differing = [key for key in before if not torch.equal(before[key], after[key])]
@@ -108,6 +113,9 @@ def test_variants_in_memory_and_from_folders(overrides, tmp_path):
         expected = model(ids).logits
         for llama in (to_llama(model), LlamaForCausalLM.from_pretrained(tmp_path / "dst")):
             torch.testing.assert_close(llama(ids).logits, expected, atol=1e-4, rtol=0)
+        convert_back(tmp_path / "dst", tmp_path / "back")
+        back = BaichuanForCausalLM.from_pretrained(tmp_path / "back")
+        torch.testing.assert_close(back(ids).logits, expected, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("head", ["SequenceClassification", "TokenClassification", "QuestionAnswering", ""])
@@ -119,6 +127,10 @@ def test_other_heads(head, tmp_path):
     done = convert_baichuan_folder(tmp_path / "src", tmp_path / "dst", to="llama")
     llama = getattr(transformers, f"Llama{name}").from_pretrained(tmp_path / "dst")
     assert done.written_class == type(llama).__name__
+    convert_back(tmp_path / "dst", tmp_path / "back")
+    before, after = folder_weights(tmp_path / "src"), folder_weights(tmp_path / "back")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
     ids = torch.randint(3, 128, (2, 20))
     with torch.no_grad():
         for ours, theirs in zip(model(ids, return_dict=False), llama(ids, return_dict=False), strict=True):
