@@ -106,7 +106,7 @@ def convert_adapter(
     print(f"Adapter -> {to}: {done.modules} modules, rank {done.rank}")
     if done.error is not None:
         print(f"W_pack cut to rank {rank}: largest relative error of a layer {done.error:.3g} (Frobenius norm)")
-    if not done.base_checked:
+    if to == "llama" and not done.base_checked:
         print("Not checked whether its model has rotary positions: that config is not at hand.")
     print(f"Saved to {destination}; put it upon a model in the new layout:")
     print("    from peft import PeftModel")

@@ -75,6 +75,9 @@ def convert_baichuan_folder(
     check_folders(source, destination, overwrite)
     config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     source_class = class_of(config, source, to)
+    if quantization := getattr(config, "quantization_config", None):
+        method = dict(quantization).get("quant_method")
+        raise ValueError(f"{source} is quantised ({method}): convert the model that it was made from.")
     target_class, target_config, lost = source_class, config, []
     if to == "llama":
         target_class, target_config = (

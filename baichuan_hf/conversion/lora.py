@@ -22,6 +22,7 @@ from .to_llama import llama_config, normalized_rows
 
 ADAPTER_CONFIG = "adapter_config.json"
 PARTS = ("q_proj", "k_proj", "v_proj")
+GROUPED = "Such a Baichuan has q_proj, k_proj and v_proj too: the adapter fits it as it is."
 PREFIX = "base_model.model."
 LORA_KEY = re.compile(r"(.+)\.(lora_A\.weight|lora_B\.weight|lora_magnitude_vector)")
 
@@ -32,7 +33,7 @@ class Adapted(NamedTuple):
     modules: int  # pairs of matrices that were written
     rank: int  # the largest
     error: float | None  # of --rank: largest relative error of a layer's W_pack, in Frobenius norm
-    base_checked: bool  # whether the config of the base model was at hand
+    base_checked: bool  # whether the config of the model that it was trained on was at hand
 
 
 def convert_adapter(
@@ -77,6 +78,10 @@ def convert_adapter(
     base_config = _base_config(source, config.base_model_name_or_path)
     if isinstance(base_config, BaichuanConfig):
         llama_config(base_config)
+    if to == "baichuan" and base_config is not None:
+        heads, groups = base_config.num_attention_heads, base_config.num_key_value_heads
+        if heads != groups:
+            raise ValueError(f"{source}: its model has {heads} heads in {groups} groups. {GROUPED}")
 
     modules, others = _by_module(load_peft_weights(str(source), device="cpu"))
     target_config = _config(base) if to == "baichuan" else base_config
@@ -238,8 +243,7 @@ def _one_below_the_other(
     rows = {len(part["lora_B.weight"]) for part in present}
     if len(rows) > 1:
         raise ValueError(
-            f"{source}: q, k and v of {attention} have {sorted(rows)} rows, so the model has grouped heads; such a"
-            " Baichuan has q_proj, k_proj and v_proj too, and the adapter fits it as it is."
+            f"{source}: q, k and v of {attention} have {sorted(rows)} rows, so its heads are grouped. {GROUPED}"
         )
     magnitudes = [part["lora_magnitude_vector"] for part in present if "lora_magnitude_vector" in part]
     if magnitudes and len(present) < 3:

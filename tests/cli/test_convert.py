@@ -256,6 +256,11 @@ def test_adapter_there_and_back(run, tmp_path, adapter):
     result = run("convert", tmp_path / "split", tmp_path / "back", "--to", "baichuan", "--rank", "4")
     assert "Adapter -> baichuan: 2 modules, rank 4" in result.stdout
     assert "W_pack cut to rank 4: largest relative error of a layer 0." in result.stdout
+    # A Llama always has them.
+    assert "Not checked whether its model has rotary positions" not in result.stdout
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "nobody/nothing"}))
+    result = run("convert", adapter, tmp_path / "split", "--to", "llama", "--overwrite")
     assert "Not checked whether its model has rotary positions" in result.stdout
 
 

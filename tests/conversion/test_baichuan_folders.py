@@ -161,3 +161,12 @@ def test_missing_weights_and_full_disks_are_seen_before_anything_is_written(tmp_
     with pytest.raises(OSError, match=r"lacks \d+ weights of LlamaForCausalLM, first model\.layers\.2\."):
         convert_baichuan_folder(tmp_path / "src", tmp_path / "dst", to="llama")
     assert not (tmp_path / "dst").exists()
+
+
+def test_quantised_folders_are_refused(tmp_path):
+    save_model(tmp_path / "src")
+    file = tmp_path / "src" / "config.json"
+    settings = {"quantization_config": {"quant_method": "gptq", "bits": 4}}
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+    with pytest.raises(ValueError, match=r"is quantised \(gptq\): convert the model that it was made from"):
+        convert_baichuan_folder(tmp_path / "src", tmp_path / "dst", to="llama")

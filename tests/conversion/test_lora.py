@@ -181,7 +181,8 @@ def test_refused_to_llama(overrides, options, arguments, message, tmp_path):
 
 
 REFUSED_BACK = {
-    "grouped": ({"num_key_value_heads": 2}, {}, {}, "grouped heads"),
+    "grouped": ({"num_key_value_heads": 2}, {}, {}, "4 heads in 2 groups"),
+    "grouped-queries": ({"num_key_value_heads": 2}, {"target_modules": ["q_proj"]}, {}, "4 heads in 2 groups"),
     "some-dora": ({}, {"target_modules": ["q_proj", "v_proj"], "use_dora": True}, {}, "DoRA on some of q, k and v"),
     "dora-rank": ({}, {"use_dora": True}, {"rank": 3}, "--rank does not go with DoRA"),
     "high-rank": ({}, {}, {"rank": 13}, "--rank is 13; the exact adapter has 12"),
@@ -195,6 +196,15 @@ def test_refused_to_baichuan(overrides, options, arguments, message, folders):
     save_adapter(folder / "adapter", folder / "llama", **{"target_modules": ALL[:3]} | options)
     with pytest.raises(ValueError, match=message):
         convert_adapter(folder / "adapter", folder / "dst", to="baichuan", **arguments)
+
+
+def test_grouped_heads_are_seen_without_the_base(folders):
+    folder = folders(num_key_value_heads=2)
+    save_adapter(folder / "adapter", folder / "llama", target_modules=ALL)
+    file = folder / "adapter" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": "nobody/nothing"}))
+    with pytest.raises(ValueError, match=r"have \[32, 64\] rows, so its heads are grouped"):
+        convert_adapter(folder / "adapter", folder / "dst", to="baichuan")
 
 
 def test_a_trained_plain_head_is_no_norm_head(folders):
