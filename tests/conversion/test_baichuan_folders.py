@@ -10,8 +10,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from baichuan_hf import BaichuanForCausalLM
 from baichuan_hf.conversion.baichuan_folders import convert_baichuan_folder
-from tests.helpers import FAMILIES, golden_folder, tiny_config
+from tests.helpers import FAMILIES, tiny_config
 from tests.helpers.checkpoint import save_checkpoint
+from tests.helpers.golden import GOLDEN_FAMILIES, load_golden
 
 
 IDS = torch.arange(3, 60).reshape(3, 19)
@@ -29,11 +30,9 @@ def logits(folder, **options):
     return AutoModelForCausalLM.from_pretrained(folder, **options)(IDS).logits
 
 
-@pytest.mark.parametrize("name", ["baichuan-7b", "baichuan-13b", "baichuan2-7b", "baichuan2-13b"])
+@pytest.mark.parametrize("name", GOLDEN_FAMILIES)
 def test_pickled_shards_become_safetensors(name, tmp_path):
-    source = golden_folder(name)
-    if not list(source.glob("*.bin")):
-        pytest.skip("the selection in the checkout has no weights of this family")
+    source = load_golden(name).checkpoint
     done = convert_baichuan_folder(source, tmp_path / "dst", to="baichuan", max_shard_size="300KB")
     assert done.left_out == []
     assert len(list((tmp_path / "dst").glob("model-*-of-*.safetensors"))) > 2

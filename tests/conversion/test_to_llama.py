@@ -8,13 +8,14 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaForCausalLM
 
 import baichuan_hf
 from baichuan_hf import BaichuanForCausalLM, BaichuanModel, to_llama
 from baichuan_hf.conversion.baichuan_folders import convert_baichuan_folder
 from baichuan_hf.conversion.folders import convert_folder
 from tests.helpers import golden_folder, tiny_config
+from tests.helpers.golden import load_golden, logits_difference
 
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
@@ -22,10 +23,7 @@ TEXT = "春天来了，hello  world\n<reserved_106>1234 🙂 嬲"
 
 
 def save_golden(folder, name, dtype=torch.float32):
-    """The golden weights; those of the second generation have too few words for NormHead to be inferred."""
-    model = AutoModelForCausalLM.from_pretrained(
-        golden_folder(name), normalize_lm_head=name.startswith("baichuan2"), dtype=dtype
-    )
+    model = load_golden(name).load(dtype=dtype)
     model.save_pretrained(folder)
     return model
 
@@ -50,13 +48,13 @@ def test_llama_computes_the_same(name, max_shard_size, dtype, tmp_path):
 
     llama, info = LlamaForCausalLM.from_pretrained(tmp_path / "dst", dtype="auto", output_loading_info=True)
     assert not (info["missing_keys"] or info["unexpected_keys"] or info["mismatched_keys"])
-    expected = load_file(golden_folder(name) / "expected.safetensors")
+    expected = load_golden(name).tensors
     ids = expected["input_ids"]
     with torch.no_grad():
         ours, theirs = model(ids).logits, llama(ids).logits
     assert theirs.dtype == dtype
     if dtype == torch.float32:
-        torch.testing.assert_close(theirs, expected["logits"], atol=2e-4, rtol=0)
+        assert logits_difference(theirs, expected["logits"]) < 2e-4
     elif name == "baichuan-7b":
         assert torch.equal(theirs, ours)
     else:
