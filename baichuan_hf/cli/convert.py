@@ -49,7 +49,7 @@ def convert(
 
     SRC is a Baichuan, for [bold]--to baichuan[/] a model of another architecture, or a LoRA adapter of either.
     Weights, config, generation settings, tokenizer and image processor are carried over. What has no equal is refused
-    by name. A Llama folder is read by every engine, without this package; models with ALiBi cannot become one.
+    by name. A Llama folder loads without this package; models with ALiBi cannot become one.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Ours into Llama, which every engine reads: the way back of `llama.py`, for models with rotary positions."""
+"""Ours into Llama, which needs no code of ours: the way back of `llama.py`, for models with rotary positions."""
 
 from __future__ import annotations
 
