@@ -44,7 +44,7 @@ NEW_REVIEWS = [
     "Terrible quality, it broke after two days. A waste of money.",
     "I love this book, a wonderful story from the first page.",
 ]
-BEGINNINGS = ["春天来了，", "Once upon a time, there was"]
+BEGINNINGS = ["从前有一座山，", "Once upon a time, there was"]
 
 
 def demo(
@@ -154,7 +154,8 @@ def _continue(model: str, beginnings: list[str], seed: int) -> list[str]:
         "top_p": 0.9,
         "repetition_penalty": 1.1,
     }
-    return [generate_text(language_model, tokenizer, beginning, **sampling) for beginning in beginnings]
+    texts = [generate_text(language_model, tokenizer, beginning, **sampling) for beginning in beginnings]
+    return [text.rstrip("\ufffd") for text in texts]  # the limit may cut a character of several tokens
 
 
 def _accuracy_table(

@@ -34,4 +34,4 @@ def test_demo_shows_saves_and_loads_back(run, checkpoint, tmp_path, monkeypatch)
     assert lines["after, with the adapter"][0] == after
     assert lines["merged, fresh process"][-1] == after
     assert {"adapter_model.safetensors", "merged"} <= {path.name for path in (tmp_path / "demo").iterdir()}
-    assert "春天来了，" in result.stdout
+    assert "从前有一座山，" in result.stdout
