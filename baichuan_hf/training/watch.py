@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 from .arguments import TrainArguments
@@ -49,7 +50,12 @@ class _GradientWatch(TrainerCallback):
     def on_pre_optimizer_step(self, args: TrainingArguments, state: TrainerState, *_: Any, **kwargs: Any) -> None:
         batches, model = self.batches.copy(), kwargs["model"]
         self.batches.clear()
-        gradients = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+        gradients = {
+            # Of a divided weight, the part that this process has.
+            name: weight.grad.to_local() if isinstance(weight.grad, DTensor) else weight.grad
+            for name, weight in model.named_parameters()
+            if weight.grad is not None
+        }
         # With fp16 they may overflow: the scaler leaves such a step out and lowers its scale.
         if args.fp16 or _is_finite(nn.utils.get_total_norm(gradients.values())):
             return
