@@ -24,6 +24,7 @@ import torch
 
 from ..evaluation.size import build_on_meta, count_parameters
 from ..model.configuration_baichuan import BaichuanConfig
+from .choices import check_choices
 from .learning import Corpus, Learner, batches
 from .rows import append_rows, machine, read_rows
 from .timing import interleaved, milliseconds
@@ -128,9 +129,7 @@ def select_variants(settings: Settings, axes: Sequence[str] | None) -> dict[str,
     """By key; each baseline once, and first."""
     variants = list_variants(settings)
     known = list(dict.fromkeys(variant.axis for variant in variants))
-    for axis in axes or ():
-        if axis not in known:
-            raise ValueError(f"--axis {axis!r}: unknown; there are {', '.join(known)}.")
+    check_choices("axis", axes or (), known)
     chosen = [variant for variant in variants if not axes or variant.axis in axes]
     return {variant.key: variant for variant in sorted(chosen, key=lambda variant: bool(variant.changes))}
 

@@ -18,27 +18,12 @@ import torch
 
 from .. import BaichuanConfig, BaichuanForCausalLM
 from ..training.launch import launch_config
+from . import choices
 from .rows import append_rows, machine
 from .timing import milliseconds
 
 
-# The proportions of Baichuan2-7B, and its vocabulary; the second has 1.1 billion weights.
-SHAPES: dict[str, dict[str, int]] = {
-    "tiny": {
-        "vocab_size": 512,
-        "hidden_size": 64,
-        "intermediate_size": 176,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-    },
-    "1b": {
-        "vocab_size": 125696,
-        "hidden_size": 2048,
-        "intermediate_size": 5504,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 16,
-    },
-}
+SHAPES = {name: choices.SHAPES[name] for name in ("tiny", "1b")}
 WAYS = ("ddp", "fsdp2", "tp", "cp")
 # Steps that are not timed: memory is still being laid out in them.
 WARM_UP = 3
@@ -75,10 +60,8 @@ def measure_parallel(
         RuntimeError: one process alone failed.
         ValueError: there is no such way or shape, or the rows cannot be divided among the processes.
     """
-    if unknown := [name for name in ways if name not in WAYS]:
-        raise ValueError(f"--way {unknown[0]!r}: unknown; there are {', '.join(WAYS)}.")
-    if shape not in SHAPES:
-        raise ValueError(f"--shape {shape!r}: unknown; there are {', '.join(SHAPES)}.")
+    choices.check_choices("way", ways, WAYS)
+    choices.check_choices("shape", [shape], SHAPES)
     if batch_size % processes:
         raise ValueError(f"--batch-size {batch_size} is no multiple of --processes {processes}.")
     failed = []

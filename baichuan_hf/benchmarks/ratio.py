@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from .choices import check_choices
 from .rows import append_rows, machine
 
 
@@ -94,8 +95,7 @@ def measure_ratio(
     """
     origin = {**machine(device), "command": command}
     for shape in shapes:
-        if shape not in SHAPES:
-            raise ValueError(f"--shape {shape!r}: unknown; there are {', '.join(SHAPES)}.")
+        check_choices("shape", [shape], SHAPES)
         for family, positions in FAMILIES.items():
             config = {"vocab_size": 6144, "max_position_embeddings": 1024, **SHAPES[shape], **positions}
             versions = [Version(folder, config, device) for folder in (before, PACKAGE)]

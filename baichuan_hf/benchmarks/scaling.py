@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModel, PreTrainedModel
 
 from ..model.configuration_baichuan import BaichuanConfig
+from .choices import check_choices
 from .rows import append_rows, import_pyplot, machine, read_rows
 from .timing import interleaved, milliseconds
 
@@ -54,9 +55,7 @@ def measure_scaling(
     Raises:
         ValueError: there is no such kind of attention.
     """
-    for kind in kinds or ():
-        if kind not in KINDS:
-            raise ValueError(f"--kind {kind!r}: unknown; there are {', '.join(KINDS)}.")
+    check_choices("kind", kinds or (), KINDS)
     origin = {**machine(device), "command": command}
     done = {(row["attention"], int(row["tokens"]), row["pass"]) for row in read_rows(rows)}
     for length in sorted(lengths):

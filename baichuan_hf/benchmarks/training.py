@@ -21,34 +21,9 @@ from rich.table import Table
 
 from ..evaluation.size import build_on_meta, flops_per_token
 from ..model.configuration_baichuan import BaichuanConfig
+from .choices import SHAPES, check_choices
 from .rows import append_rows, machine, read_rows
 from .timing import milliseconds, synchronize
-
-
-# The proportions of Baichuan2-7B, and but for the first its vocabulary; "1b" has 1.1 billion weights.
-SHAPES: dict[str, dict[str, int]] = {
-    "tiny": {
-        "vocab_size": 512,
-        "hidden_size": 64,
-        "intermediate_size": 176,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-    },
-    "1b": {
-        "vocab_size": 125696,
-        "hidden_size": 2048,
-        "intermediate_size": 5504,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 16,
-    },
-    "7b": {
-        "vocab_size": 125696,
-        "hidden_size": 4096,
-        "intermediate_size": 11008,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-    },
-}
 
 
 @dataclass(frozen=True)
@@ -89,6 +64,13 @@ class Case:
     variants: dict[str, Variant]
 
 
+# With adapters, and all layers checkpointed.
+ADAPTED = {
+    "Llama, Liger": Variant("llama", liger=True),
+    "Llama": Variant("llama"),
+    "Baichuan": Variant(),
+    "Baichuan, Liger": Variant(liger=True),
+}
 CASES: dict[str, Case] = {
     "lora": Case(
         "lora",
@@ -96,26 +78,12 @@ CASES: dict[str, Case] = {
         4,
         2048,
         {
-            "Llama, Liger": Variant("llama", liger=True),
-            "Llama": Variant("llama"),
-            "Baichuan": Variant(),
-            "Baichuan, Liger": Variant(liger=True),
+            **ADAPTED,
             "Baichuan, compiled": Variant(compiled=True),
             "Baichuan, compiled, half checkpointed": Variant(compiled=True, checkpointed=0.5),
         },
     ),
-    "qlora": Case(
-        "qlora",
-        "7b",
-        4,
-        2048,
-        {
-            "Llama, Liger": Variant("llama", liger=True),
-            "Llama": Variant("llama"),
-            "Baichuan": Variant(),
-            "Baichuan, Liger": Variant(liger=True),
-        },
-    ),
+    "qlora": Case("qlora", "7b", 4, 2048, ADAPTED),
     "full": Case(
         "full",
         "1b",
@@ -198,10 +166,8 @@ def measure_training(
     Raises:
         ValueError: there is no such case or shape, or only one model at once.
     """
-    for option, names, known in (("case", cases, CASES), ("shape", [shape or "7b"], SHAPES)):
-        for name in names:
-            if name not in known:
-                raise ValueError(f"--{option} {name!r}: unknown; there are {', '.join(known)}.")
+    check_choices("case", cases, CASES)
+    check_choices("shape", [shape] if shape else [], SHAPES)
     if at_once < 2:
         raise ValueError(f"--at-once {at_once}: must be 2 or more, a model and its peer.")
     failed: list[str] = []

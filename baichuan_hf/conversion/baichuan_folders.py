@@ -19,7 +19,7 @@ from ..model.checkpoint_files import written_beside
 from ..model.configuration_baichuan import BaichuanConfig
 from .architecture import check_class
 from .convert import shared_settings
-from .folders import TOKENIZER_FILES, check_folders, copy_processors
+from .folders import check_folders, copy_processors, has_tokenizer
 from .llama import LLAMA, baichuan_weights
 from .to_llama import llama_class_name, llama_config, llama_weights, lost_in_training
 from .weight_files import MAX_SHARD_SIZE, Weight, in_dtype, open_weights, weights_of, write_weights
@@ -152,7 +152,7 @@ def baichuan_from_llama(
 def check_vocab_size(source: Path, config: Any, vocab_size: int) -> None:
     """Raise ValueError where the tokenizer or the config uses ids that `vocab_size` rows have no place for."""
     needed = {name: getattr(config, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
-    if any(path for pattern in TOKENIZER_FILES for path in source.glob(pattern)):
+    if has_tokenizer(source):
         needed["the tokenizer"] = len(AutoTokenizer.from_pretrained(source, trust_remote_code=False)) - 1
     for name, ids in needed.items():
         largest = max(ids) if isinstance(ids, list) else ids

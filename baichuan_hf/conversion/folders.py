@@ -97,6 +97,11 @@ def _load(source: Path) -> tuple[PreTrainedModel, list[str]]:
     return model, sorted(info["unexpected_keys"])
 
 
+def has_tokenizer(folder: Path) -> bool:
+    """Whether one of its files is there."""
+    return any(path for pattern in TOKENIZER_FILES for path in folder.glob(pattern))
+
+
 def copy_processors(source: Path, folder: Path, *, portable: bool = False) -> list[str]:
     """Copy tokenizer and image processor, so that they are found without the `model_type` that they belong to.
 
@@ -104,7 +109,7 @@ def copy_processors(source: Path, folder: Path, *, portable: bool = False) -> li
         portable: whether AutoTokenizer must load it without this package; `tokenizer.model` is kept beside it.
     """
     copied = []
-    if any(path for pattern in TOKENIZER_FILES for path in source.glob(pattern)):
+    if has_tokenizer(source):
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         if chat_generation(tokenizer.convert_ids_to_tokens(USER_TOKEN_ID)) is not None:
             tokenizer = BaichuanTokenizer.from_pretrained(source)
