@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import transformers
 from transformers import PreTrainedConfig
-from transformers.models.auto import modeling_auto
+from transformers.models.auto import modeling_auto, tokenization_auto
 
 from .configuration_baichuan import BaichuanConfig
 from .modeling_baichuan import (
@@ -58,3 +58,5 @@ def register() -> None:
     for name, table in NAME_TABLES.items():
         getattr(modeling_auto, table)[BaichuanConfig.model_type] = AUTO_CLASSES[name].__name__
     transformers.AutoTokenizer.register(_TokenizerByName, fast_tokenizer_class=BaichuanTokenizer, exist_ok=True)
+    # The spelling of the first Baichuan-7B.
+    tokenization_auto.REGISTERED_TOKENIZER_CLASSES["BaiChuanTokenizer"] = BaichuanTokenizer
