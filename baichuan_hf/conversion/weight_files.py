@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers.modeling_utils import load_state_dict
 from transformers.utils import logging
 
-from ..model.checkpoint_files import INDEX_FILES, WEIGHT_FILES, explain_loading_errors
+from ..model.checkpoint_files import WEIGHT_FILES, explain_loading_errors, first_weight_file
 
 
 MAX_SHARD_SIZE = "5GB"
@@ -84,8 +84,7 @@ def write_weights(weights: Mapping[str, Weight], folder: Path, *, max_shard_size
         metas, filename_pattern="model{suffix}.safetensors", max_shard_size=max_shard_size
     )
     needed = sum(meta.numel() * meta.element_size() for meta in metas.values())
-    if needed > (free := shutil.disk_usage(folder).free):
-        raise OSError(f"{folder.parent} has {free / 1e9:.1f} GB free, the weights need {needed / 1e9:.1f} GB.")
+    check_room(folder, needed)
     with logging.tqdm(total=needed, desc="Converting", unit="B", unit_scale=True) as progress:
         for file, names in plan.filename_to_tensors.items():
             shard = {}
@@ -99,14 +98,19 @@ def write_weights(weights: Mapping[str, Weight], folder: Path, *, max_shard_size
         (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
 
 
+def check_room(folder: Path, needed: int) -> None:
+    """Raise OSError where `needed` bytes are not free, for files in a temporary `folder` of the destination."""
+    if needed > (free := shutil.disk_usage(folder).free):
+        raise OSError(f"{folder.parent} has {free / 1e9:.1f} GB free, the weights need {needed / 1e9:.1f} GB.")
+
+
 def _weight_files(folder: Path) -> list[Path]:
-    for index in (folder / name for name in INDEX_FILES):
-        if index.is_file():
-            return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
-    for path in (folder / name for name in WEIGHT_FILES):
-        if path.is_file():
-            return [path]
-    raise FileNotFoundError(f"{folder} holds no weights: none of {', '.join((*INDEX_FILES, *WEIGHT_FILES))}.")
+    first = first_weight_file(folder)
+    if first is None:
+        raise FileNotFoundError(f"{folder} holds no weights: none of {', '.join(WEIGHT_FILES)}.")
+    if first.suffix == ".json":
+        return [folder / name for name in sorted(set(json.loads(first.read_text())["weight_map"].values()))]
+    return [first]
 
 
 def _read_safetensors(path: Path, name: str) -> Tensor:

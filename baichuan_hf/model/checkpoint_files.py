@@ -19,8 +19,11 @@ from transformers import PreTrainedConfig
 
 
 LFS_POINTER_START = b"version https://git-lfs"
-INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+# In the order in which transformers looks for them: weights, or an index of shards.
+WEIGHT_FILES = (
+    *("model.safetensors", "model.safetensors.index.json"),
+    *("pytorch_model.bin", "pytorch_model.bin.index.json"),
+)
 
 SAVED_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 LAYER_KEY = re.compile(r"(^|\.)(layers\.\d+\.|embed_tokens\.)")
@@ -115,31 +118,42 @@ def written_beside(folder: str | os.PathLike) -> Iterator[Path]:
                 path.unlink()
 
 
+def first_weight_file(folder: Path) -> Path | None:
+    """The file that loading a folder begins with, one of `WEIGHT_FILES`, or None if there are no weights."""
+    return next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
+
+
 def find_problem(folder: Path) -> str | None:
     """What is wrong with the weight files of a checkpoint folder, or None."""
-    for index in (folder / name for name in INDEX_FILES):
-        if index.is_file():
-            return _find_index_problem(index)
-    for path in (folder / name for name in WEIGHT_FILES):
-        if path.is_file():
-            return _find_file_problem(path)
-    return None
+    return next(find_problems(folder), None)
 
 
-def _find_index_problem(index: Path) -> str | None:
+def find_problems(folder: Path) -> Iterator[str]:
+    """All that is wrong with the weight files of a checkpoint folder; the way out is the last sentence of each."""
+    first = first_weight_file(folder)
+    if first is None:
+        return
+    if first.suffix == ".json":
+        yield from _find_index_problems(first)
+    elif problem := _find_file_problem(first):
+        yield problem
+
+
+def _find_index_problems(index: Path) -> Iterator[str]:
     if is_lfs_pointer(index):
-        return lfs_pointer_message(index)
+        yield lfs_pointer_message(index)
+        return
     try:
         weight_map: dict[str, str] = json.loads(index.read_text())["weight_map"]
     except (ValueError, KeyError) as error:
-        return f"{index} is damaged ({error!r}). Download it again."
+        yield f"{index} is damaged ({error!r}). Download it again."
+        return
     for name in sorted(set(weight_map.values())):
         path = index.parent / name
         if not path.is_file():
-            return f"{path} is missing, though {index.name} lists it. Download it again."
-        if problem := _find_file_problem(path):
-            return problem
-    return None
+            yield f"{path} is missing, though {index.name} lists it. Download it again."
+        elif problem := _find_file_problem(path):
+            yield problem
 
 
 def _find_file_problem(path: Path) -> str | None:
