@@ -32,7 +32,7 @@ LAYERS = {
     "": 2,
     **dict.fromkeys(("training", "inference", "pruning"), 3),
     **dict.fromkeys(("evaluation", "export", "serving"), 4),
-    "benchmarks": 5,
+    **dict.fromkeys(("benchmarks", "checking"), 5),
     "cli": 6,
 }
 # The same for the files of model/; one that is not named is a family of components.
@@ -89,6 +89,7 @@ CLI_OPTIONS = {
     "bench scaling": {"--device", "--kind", "--picture", "--rounds", "--rows", "--tokens"},
     "bench train": {"--at-once", "--batch-size", "--case", "--device", "--length", "--rounds", "--rows", "--shape"},
     "chat": {"--system"} | RUNNING | SAMPLING,
+    "check": {"folder", "--device", "--generate", "--json", "--no-generate"},
     "convert": {
         "source",
         "destination",
@@ -205,7 +206,7 @@ def test_module_size(file):
 
 
 def test_public_names_are_listed_and_sorted():
-    internal = {"register", "register_adapters"}  # called once, on import
+    internal = {"register", "register_adapters", "register_layout"}  # called once, on import
     public = {name for name, value in vars(baichuan_hf).items() if not isinstance(value, ModuleType)}
     assert set(baichuan_hf.__all__) == {name for name in public if not name.startswith("_")} - internal
     classes = [name for name in baichuan_hf.__all__ if name[0].isupper()]

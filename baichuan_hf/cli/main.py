@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from .. import __version__
 from .bench import bench
 from .chat import chat
+from .check import check
 from .convert import convert
 from .demo import demo
 from .generate import generate
@@ -75,6 +76,7 @@ app.command(
 app.command()(generate)
 app.command()(chat)
 app.command()(convert)
+app.command()(check)
 app.command()(prune)
 app.command()(info)
 app.add_typer(bench, name="bench")
