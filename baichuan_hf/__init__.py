@@ -3,6 +3,7 @@
 from .adapters import register_adapters
 from .checkpoints import bundled_checkpoint
 from .conversion import from_transformers, to_llama
+from .conversion.to_llama import register_layout
 from .data.chat import build_chat_input
 from .model.configuration_baichuan import BaichuanConfig, list_presets
 from .model.modeling_baichuan import (
@@ -16,6 +17,7 @@ from .model.modeling_baichuan import (
     BaichuanPreTrainedModel,
 )
 from .model.registration import register
+from .model.saving import save_layout
 from .model.tokenization_baichuan import BaichuanTokenizer
 
 
@@ -36,8 +38,10 @@ __all__ = [
     "bundled_checkpoint",
     "from_transformers",
     "list_presets",
+    "save_layout",
     "to_llama",
 ]
 
 register()
 register_adapters()
+register_layout()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from functools import partial
 
@@ -13,6 +14,7 @@ from transformers import LlamaConfig, PreTrainedModel
 
 from ..model.configuration_baichuan import BaichuanConfig
 from ..model.lm_head import NormHead
+from ..model.saving import CONVERSIONS
 from .convert import SHARED_FIELDS, finish
 from .llama import LLAMA
 from .weight_files import Weight, weights_of
@@ -68,14 +70,35 @@ def to_llama(model: PreTrainedModel) -> PreTrainedModel:
     'LlamaForCausalLM'
     ```
     """
-    llama_class = getattr(transformers, llama_class_name(type(model).__name__))
+    skeleton, shared = llama_parts(model, model.state_dict())
+    weights = {name: weight.clone() for name, weight in shared.items()}
+    llama = type(skeleton).from_pretrained(None, config=skeleton.config, state_dict=weights, dtype=model.dtype)
+    return finish(llama, model)
+
+
+def llama_parts(model: PreTrainedModel, state_dict: Mapping[str, Tensor]) -> tuple[PreTrainedModel, dict[str, Tensor]]:
+    """A Llama without weights, and those for it, which share memory with `state_dict` where they are the same.
+
+    Raises:
+        ValueError: the model cannot become one (see `to_llama`).
+    """
+    llama_class = getattr(transformers, llama_class_name(type(model).__name__.removeprefix("FSDP")))
     config = llama_config(model.config)
     if getattr(model, "is_quantized", False):
         raise ValueError("The model is quantised, so its weights cannot be copied: call model.dequantize() first.")
-    lazy = llama_weights(weights_of(model.state_dict()), model.config, llama_class)
-    weights = {name: weight.read().clone() for name, weight in lazy.items()}
-    llama = llama_class.from_pretrained(None, config=config, state_dict=weights, dtype=model.dtype)
-    return finish(llama, model)
+    if model._hf_peft_config_loaded:
+        raise ValueError("The model has adapters: merge them first, or save them and use `baichuan-hf convert`.")
+    with torch.device("meta"):
+        skeleton = llama_class(config).to(model.dtype)
+    if model.can_generate():
+        skeleton.generation_config = copy.deepcopy(model.generation_config)
+    weights = llama_weights(weights_of(state_dict), model.config, llama_class)
+    return skeleton, {name: weight.read() for name, weight in weights.items()}
+
+
+def register_layout() -> None:
+    """Let `save_pretrained` and `push_to_hub` of our models take `layout="llama"`."""
+    CONVERSIONS["llama"] = llama_parts
 
 
 def llama_class_name(name: str) -> str:

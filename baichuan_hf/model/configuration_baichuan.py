@@ -232,7 +232,9 @@ class BaichuanConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         # Stale in original files: code that is not needed, and a switch stored as a one-element list.
-        kwargs.pop("auto_map", None)
+        if self._auto_class is None:
+            # Names code in the folder, which is needed only where this class is such code itself.
+            kwargs.pop("auto_map", None)
         kwargs.pop("gradient_checkpointing", None)
 
         for field, value in infer_family(vars(self)).items():

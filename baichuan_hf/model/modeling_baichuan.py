@@ -41,14 +41,11 @@ from .outputs import BaichuanCausalLMOutput, BaichuanMaskedLMOutput, BaichuanMod
 from .patch_embeddings import PatchEmbeddings
 from .position_protocol import Positions
 from .positions import POSITIONS, build_positions
+from .saving import CONVERSIONS, HUB_OPTIONS, Layout, PushToHub, add_code, layout_to_save
 from .tensor_parallel import check_tensor_parallel
 
 
-# What `save_pretrained(push_to_hub=True)` takes for the Hub.
-HUB_OPTIONS = {"repo_id", "commit_message", "private", "revision", "create_pr", "commit_description", "tags"}
-
-
-class BaichuanPreTrainedModel(PreTrainedModel):
+class BaichuanPreTrainedModel(PushToHub, PreTrainedModel):
     """What all Baichuan models share: loading, saving, initialisation, and what transformers may do with them."""
 
     config_class = BaichuanConfig
@@ -108,20 +105,34 @@ class BaichuanPreTrainedModel(PreTrainedModel):
         self,
         save_directory: str | os.PathLike,
         is_main_process: bool = True,
+        state_dict: dict[str, Tensor] | None = None,
         *args: Any,
         push_to_hub: bool = False,
+        layout: Layout | None = None,
         **kwargs: Any,
     ) -> None:
-        """As in transformers, but the files are written beside and then renamed: a save that fails loses nothing."""
+        """As in transformers, in a layout of choice (see `baichuan_hf.save_layout`).
+
+        The files are written beside and then renamed: a save that fails loses nothing. Raises ValueError if the model
+        has no such layout.
+        """
+        layout = layout_to_save(self, save_directory, layout)
         if not is_main_process:
-            super().save_pretrained(save_directory, False, *args, **kwargs)
+            super().save_pretrained(save_directory, False, state_dict, *args, **kwargs)
             return
         hub_options = {key: kwargs.pop(key) for key in HUB_OPTIONS & kwargs.keys()}
         with written_beside(save_directory) as temporary:
-            super().save_pretrained(temporary, True, *args, **kwargs)
+            if layout in CONVERSIONS:
+                weights = self.state_dict() if state_dict is None else state_dict
+                converted, weights = CONVERSIONS[layout](self, weights)
+                converted.save_pretrained(temporary, True, weights, *args, **kwargs)
+            else:
+                super().save_pretrained(temporary, True, state_dict, *args, **kwargs)
+            if layout == "remote_code" and not self._hf_peft_config_loaded:
+                add_code(temporary / "config.json", BaichuanPreTrainedModel, auto_map_of(self))
         if push_to_hub:
             hub_options.setdefault("repo_id", Path(save_directory).name)
-            self.push_to_hub(**hub_options, **kwargs)
+            self.push_to_hub(**hub_options, **kwargs, layout=layout)
 
     def _check_and_adjust_attn_implementation(self, attn_implementation: str | None, *args: Any, **kwargs: Any) -> str:
         POSITIONS[self.config.position_embedding_type].check_backend(attn_implementation)
@@ -764,6 +775,31 @@ class BaichuanForImageClassification(BaichuanPreTrainedModel):
         return ImageClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
+
+
+# What Auto classes load, also those of a folder with the code beside the weights.
+AUTO_CLASSES: dict[str, type[BaichuanPreTrainedModel]] = {
+    "AutoModel": BaichuanModel,
+    "AutoModelForCausalLM": BaichuanForCausalLM,
+    "AutoModelForMaskedLM": BaichuanForMaskedLM,
+    "AutoModelForSequenceClassification": BaichuanForSequenceClassification,
+    "AutoModelForTokenClassification": BaichuanForTokenClassification,
+    "AutoModelForQuestionAnswering": BaichuanForQuestionAnswering,
+    "AutoModelForImageClassification": BaichuanForImageClassification,
+}
+
+
+def auto_map_of(model: BaichuanPreTrainedModel) -> dict[str, str]:
+    """What a config says of the code beside the weights of `model`.
+
+    Raises:
+        ValueError: the class of the model is defined elsewhere.
+    """
+    name = type(model).__name__.removeprefix("FSDP")  # as FSDP2 calls a class that it has wrapped
+    if name not in (known := [model_class.__name__ for model_class in AUTO_CLASSES.values()]):
+        raise ValueError(f"layout='remote_code' carries the code of {', '.join(known)}, but not of {name}.")
+    auto_map = {auto: f"modeling_baichuan.{model_class.__name__}" for auto, model_class in AUTO_CLASSES.items()}
+    return {"AutoConfig": "configuration_baichuan.BaichuanConfig", **auto_map}
 
 
 def first_token(hidden_states: Tensor, attention_mask: Any) -> Tensor:

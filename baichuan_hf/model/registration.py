@@ -7,27 +7,9 @@ from transformers import PreTrainedConfig
 from transformers.models.auto import modeling_auto, tokenization_auto
 
 from .configuration_baichuan import BaichuanConfig
-from .modeling_baichuan import (
-    BaichuanForCausalLM,
-    BaichuanForImageClassification,
-    BaichuanForMaskedLM,
-    BaichuanForQuestionAnswering,
-    BaichuanForSequenceClassification,
-    BaichuanForTokenClassification,
-    BaichuanModel,
-)
+from .modeling_baichuan import AUTO_CLASSES
 from .tokenization_baichuan import BaichuanTokenizer
 
-
-AUTO_CLASSES = {
-    "AutoModel": BaichuanModel,
-    "AutoModelForCausalLM": BaichuanForCausalLM,
-    "AutoModelForMaskedLM": BaichuanForMaskedLM,
-    "AutoModelForSequenceClassification": BaichuanForSequenceClassification,
-    "AutoModelForTokenClassification": BaichuanForTokenClassification,
-    "AutoModelForQuestionAnswering": BaichuanForQuestionAnswering,
-    "AutoModelForImageClassification": BaichuanForImageClassification,
-}
 
 # Where transformers looks up a task by the name of a class: Trainer's label smoothing shifts the labels of these only.
 NAME_TABLES = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -13,10 +12,11 @@ from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
 from .chat_templates import ASSISTANT_TOKEN_ID, USER_TOKEN_ID, default_chat_template
+from .saving import HUB_OPTIONS, Layout, PushToHub, add_code, layout_to_save, update_json
 from .sentencepiece_model import SentencePieceModel, join_bytes
 
 
-class BaichuanTokenizer(TokenizersBackend):
+class BaichuanTokenizer(PushToHub, TokenizersBackend):
     """
     Byte-level-fallback BPE of the Baichuan families, built from `tokenizer.model` (or `tokenizer.json`) with the ids
     and texts of the original tokenizer. `<reserved_N>` are ordinary pieces; only `<unk>`, `<s>` and `</s>` are
@@ -90,6 +90,30 @@ class BaichuanTokenizer(TokenizersBackend):
             shutil.copyfile(source, target)
         return (target,)
 
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        legacy_format: bool | None = None,
+        filename_prefix: str | None = None,
+        push_to_hub: bool = False,
+        layout: Layout | None = None,
+        **kwargs: Any,
+    ) -> tuple[str, ...]:
+        """As in transformers, in a layout of choice (see `baichuan_hf.save_layout`). Returns the paths written."""
+        layout = layout_to_save(self, save_directory, layout)
+        hub_options = {key: kwargs.pop(key) for key in (HUB_OPTIONS | {"token"}) & kwargs.keys()}
+        files = super().save_pretrained(save_directory, legacy_format, filename_prefix, **kwargs)
+        config_file = Path(save_directory, (f"{filename_prefix}-" if filename_prefix else "") + TOKENIZER_CONFIG_FILE)
+        if layout == "remote_code":
+            reference = f"tokenization_baichuan.{BaichuanTokenizer.__name__}"
+            add_code(config_file, BaichuanTokenizer, {"AutoTokenizer": [None, reference]})
+        elif layout == "llama":
+            # Of transformers itself: it takes tokenizer.json as it is.
+            update_json(config_file, tokenizer_class="PreTrainedTokenizerFast")
+        if push_to_hub:
+            self.push_to_hub(**({"repo_id": Path(save_directory).name} | hub_options), layout=layout)
+        return files
+
     def _save_pretrained(
         self,
         save_directory: str | os.PathLike,
@@ -101,9 +125,5 @@ class BaichuanTokenizer(TokenizersBackend):
         # transformers drops these two, and llama.cpp takes a file without them for one whose texts begin with <s>.
         added = self.encode("")
         config_file = Path(save_directory, (f"{filename_prefix}-" if filename_prefix else "") + TOKENIZER_CONFIG_FILE)
-        config = json.loads(config_file.read_text(encoding="utf-8"))
-        config["add_bos_token"] = self.bos_token_id in added
-        config["add_eos_token"] = self.eos_token_id in added
-        text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False)
-        config_file.write_text(text + "\n", encoding="utf-8")
+        update_json(config_file, add_bos_token=self.bos_token_id in added, add_eos_token=self.eos_token_id in added)
         return file_names + self.save_vocabulary(str(save_directory), filename_prefix)
