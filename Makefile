@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
 PINS ?=
-DEV := .[bench,chinese,dev,notebook,optuna,quantization,sentencepiece,torchao,translation,trl]
+DEV := .[bench,chinese,dev,gguf,notebook,optuna,quantization,sentencepiece,torchao,translation,trl]
 
 # The lowest versions that pyproject.toml allows, but for torch.
 OLDEST := transformers==5.16.0 accelerate==1.13.0 peft==0.19.0 datasets==4.8.0

@@ -98,6 +98,7 @@ CLI_OPTIONS = {
         "--dtype",
         "--max-shard-size",
         "--overwrite",
+        "--quantize",
         "--rank",
         "--to",
         "--vocab-size",

@@ -10,14 +10,15 @@ from . import options
 
 
 BAICHUAN = "Of a Baichuan model"
+GGUF = "To GGUF"
 ADAPTERS = "Of an adapter"
 MAX_SHARD_SIZE = "5GB"
 
 
 def convert(
     source: Annotated[str, typer.Argument(help="Checkpoint folder to read.", metavar="SRC")],
-    destination: Annotated[str, typer.Argument(help="Folder to write.", metavar="DST")],
-    to: Annotated[Literal["baichuan", "llama"], typer.Option(help="What to convert to.")],
+    destination: Annotated[str, typer.Argument(help="Folder to write; for GGUF a file or a folder.", metavar="DST")],
+    to: Annotated[Literal["baichuan", "llama", "gguf"], typer.Option(help="What to convert to.")],
     dtype: options.Dtype = "auto",
     max_shard_size: Annotated[str, typer.Option(help="Of a file of weights.")] = MAX_SHARD_SIZE,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model that DST holds.")] = False,
@@ -29,6 +30,10 @@ def convert(
     ] = None,
     adapter: Annotated[
         str | None, typer.Option(help="PEFT adapter to merge into the weights.", rich_help_panel=BAICHUAN)
+    ] = None,
+    quantize: Annotated[
+        Literal["q8_0", "q5_1", "q5_0", "q4_1", "q4_0"] | None,
+        typer.Option(help="ggml's type of the matrices, instead of --dtype.", rich_help_panel=GGUF),
     ] = None,
     base: Annotated[
         str | None,
@@ -43,13 +48,14 @@ def convert(
         ),
     ] = None,
 ) -> None:
-    """Turn a checkpoint into one of another layout that computes the same, as safetensors.
+    """Turn a checkpoint into one of another layout that computes the same.
 
     Example: [bold]baichuan-hf convert Baichuan2-7B-Chat Baichuan2-7B-Chat-llama --to llama[/]
 
     SRC is a Baichuan, for [bold]--to baichuan[/] a model of another architecture, or a LoRA adapter of either.
     Weights, config, generation settings, tokenizer and image processor are carried over. What has no equal is refused
-    by name. A Llama folder loads without this package; models with ALiBi cannot become one.
+    by name. A Llama folder loads without this package; models with ALiBi cannot become one. A GGUF file is for
+    llama.cpp, and all four Baichuan families can become one.
     """
     import torch
 
@@ -58,7 +64,9 @@ def convert(
     from ..conversion.lora import is_adapter
 
     if is_adapter(source):
-        if (dtype, max_shard_size, vocab_size, adapter) != ("auto", MAX_SHARD_SIZE, None, None):
+        if to == "gguf":
+            raise ValueError(f"{source} is an adapter: give its model as SRC, and --adapter {source} to merge it.")
+        if (dtype, max_shard_size, vocab_size, adapter, quantize) != ("auto", MAX_SHARD_SIZE, None, None, None):
             raise ValueError(f"{source} is an adapter: of the options it takes --base, --rank and --overwrite.")
         convert_adapter(source, destination, to, base, rank, overwrite)
         return
@@ -66,9 +74,16 @@ def convert(
         raise ValueError(f"--base and --rank are for adapters, but {source} holds no adapter_config.json.")
     shared: dict[str, Any] = {
         "dtype": None if dtype == "auto" else getattr(torch, dtype),
-        "max_shard_size": max_shard_size,
         "overwrite": overwrite,
     }
+    if to == "gguf":
+        if max_shard_size != MAX_SHARD_SIZE:
+            raise ValueError("--max-shard-size is for safetensors: GGUF is one file.")
+        convert_gguf(source, destination, quantize=quantize, vocab_size=vocab_size, adapter=adapter, **shared)
+        return
+    if quantize is not None:
+        raise ValueError(f"--quantize {quantize} is for --to gguf, not for --to {to}.")
+    shared["max_shard_size"] = max_shard_size
     lost: list[str] = []
     if to == "llama" or model_type_of(source) in ("baichuan", "llama"):
         rewritten = convert_baichuan_folder(
@@ -90,6 +105,20 @@ def convert(
     for sentence in lost:
         print(sentence)
     print_how_to_load(name, destination)
+
+
+def convert_gguf(source: str, destination: str, **options: Any) -> None:
+    from ..conversion.to_gguf import convert_to_gguf
+
+    done = convert_to_gguf(source, destination, **options)
+    print(f"BaichuanForCausalLM -> GGUF, llama.cpp's {done.architecture}: {done.parameters:,} parameters, {done.kind}")
+    print(f"Saved to {done.file} ({done.file.stat().st_size / 1e6:,.1f} MB): the model and the tokenizer")
+    if done.left_out:
+        print(f"Not part of the model, left out: {', '.join(done.left_out)}")
+    for sentence in done.lost:
+        print(sentence)
+    print("Run it:")
+    print(f"    llama-cli -m {done.file}")
 
 
 def convert_adapter(

@@ -75,9 +75,6 @@ def convert_baichuan_folder(
     check_folders(source, destination, overwrite)
     config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     source_class = class_of(config, source, to)
-    if quantization := getattr(config, "quantization_config", None):
-        method = dict(quantization).get("quant_method")
-        raise ValueError(f"{source} is quantised ({method}): convert the model that it was made from.")
     target_class, target_config, lost = source_class, config, []
     if to == "llama":
         target_class, target_config = (
@@ -87,18 +84,8 @@ def convert_baichuan_folder(
         lost = lost_in_training(config)
     elif not isinstance(config, BaichuanConfig):
         target_class, target_config = baichuan_from_llama(source_class, config)
-    if vocab_size is not None:
-        check_vocab_size(source, config, vocab_size)
-
-    weights = (
-        open_weights(source) if adapter is None else weights_of(merged(source_class, source, adapter).state_dict())
-    )
-    if dtype is not None:
-        # First: the model in that dtype is what is converted.
-        weights = in_dtype(weights, dtype)
-    if vocab_size is not None:
-        weights = resized(weights, vocab_size, padding=config.pad_token_id or 0)
-        target_config.vocab_size = vocab_size
+    weights = weights_to_convert(source, config, source_class, dtype=dtype, vocab_size=vocab_size, adapter=adapter)
+    target_config.vocab_size = config.vocab_size
     if to == "llama":
         weights = llama_weights(weights, config, target_class)
     elif target_config is not config:
@@ -124,10 +111,13 @@ def class_of(config: Any, source: Path, to: str) -> type[PreTrainedModel]:
     """The class that a folder holds, ours or Llama's.
 
     Raises:
-        ValueError: it is of neither, or a Llama that is to become one.
+        ValueError: it is of neither, a Llama that is to become no Baichuan, or quantised.
     """
+    if quantization := getattr(config, "quantization_config", None):
+        method = dict(quantization).get("quant_method")
+        raise ValueError(f"{source} is quantised ({method}): convert the model that it was made from.")
     if not isinstance(config, BaichuanConfig):
-        if config.model_type != "llama" or to == "llama":
+        if config.model_type != "llama" or to != "baichuan":
             raise ValueError(f"{source} has model_type {config.model_type!r}; this is for Baichuan models.")
         name = (config.architectures or ["LlamaForCausalLM"])[0]
         check_class(name, config.model_type, LLAMA.classes)
@@ -137,6 +127,30 @@ def class_of(config: Any, source: Path, to: str) -> type[PreTrainedModel]:
     if not hasattr(modeling_baichuan, name):
         raise ValueError(f"{source}: its config names {name!r} under 'architectures', which is no Baichuan class.")
     return getattr(modeling_baichuan, name)
+
+
+def weights_to_convert(
+    source: Path,
+    config: Any,
+    model_class: type[PreTrainedModel],
+    *,
+    dtype: torch.dtype | None,
+    vocab_size: int | None,
+    adapter: str | os.PathLike | None,
+) -> dict[str, Weight]:
+    """The weights of a folder with the changes that were asked for; `config` gets the new `vocab_size`."""
+    if vocab_size is not None:
+        check_vocab_size(source, config, vocab_size)
+    weights = (
+        open_weights(source) if adapter is None else weights_of(merged(model_class, source, adapter).state_dict())
+    )
+    if dtype is not None:
+        # First: the model in that dtype is what is converted.
+        weights = in_dtype(weights, dtype)
+    if vocab_size is not None:
+        weights = resized(weights, vocab_size, padding=config.pad_token_id or 0)
+        config.vocab_size = vocab_size
+    return weights
 
 
 def baichuan_from_llama(

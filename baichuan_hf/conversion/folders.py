@@ -68,13 +68,18 @@ def convert_folder(
     return Conversion(type(reference).__name__, model, copied, left_out)
 
 
-def check_folders(source: Path, destination: Path, overwrite: bool) -> None:
-    """Raise an error unless `source` can be read and `destination` may be written."""
+def check_source(source: Path) -> None:
+    """Raise FileNotFoundError unless `source` is a checkpoint folder."""
     if not (source / "config.json").is_file():
         raise FileNotFoundError(
             f"{source} is no checkpoint folder, it has no config.json. To convert a model of the Hub, download it"
             f" first: hf download {source} --local-dir FOLDER"
         )
+
+
+def check_folders(source: Path, destination: Path, overwrite: bool) -> None:
+    """Raise an error unless `source` can be read and `destination` may be written."""
+    check_source(source)
     if source.resolve() == destination.resolve():
         raise ValueError(f"{destination} is the source itself, which is never changed: name another folder.")
     if (destination / "config.json").exists() and not overwrite:

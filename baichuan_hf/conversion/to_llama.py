@@ -118,24 +118,33 @@ def llama_config(config: BaichuanConfig) -> LlamaConfig:
     if (positions := config.position_embedding_type) != "rope":
         raise ValueError(
             f"position_embedding_type={positions!r} cannot become Llama, which rotates queries and keys and has no"
-            " place for other positions (Baichuan-13B and Baichuan2-13B have ALiBi). Keep the Baichuan layout: it"
-            " loads with `import baichuan_hf`."
+            " place for other positions (Baichuan-13B and Baichuan2-13B have ALiBi). Keep the Baichuan layout,"
+            " which loads with `import baichuan_hf`, or convert with --to gguf for llama.cpp."
         )
-    for name, value in NEEDED.items():
-        if (found := getattr(config, name)) != value:
-            raise ValueError(f"{name}={found!r} cannot become Llama, which is {name}={value!r}.")
-    if "sliding_attention" in config.layer_types:
-        raise ValueError(f"sliding_window={config.sliding_window!r} cannot become Llama, whose layers see all.")
+    check_components(config, "Llama")
     values = {name: getattr(config, name) for name in (*FIELDS, *SHARED_FIELDS)}
     # A folded head is another matrix than the embeddings.
     values["tie_word_embeddings"] = config.tie_word_embeddings and not config.normalize_lm_head
     return LlamaConfig(**values | {"tokenizer_class": None, "dtype": config.dtype})
 
 
+def check_components(config: BaichuanConfig, target: str) -> None:
+    """Raise ValueError for a setting that is not Llama's either, positions aside; `target` is for the message."""
+    for name, value in NEEDED.items():
+        if (found := getattr(config, name)) != value:
+            raise ValueError(f"{name}={found!r} cannot become {target}, which is {name}={value!r}.")
+    if "sliding_attention" in config.layer_types:
+        raise ValueError(f"sliding_window={config.sliding_window!r} cannot become {target}, whose layers see all.")
+
+
 def llama_weights(
-    weights: Mapping[str, Weight], config: BaichuanConfig, llama_class: type[PreTrainedModel]
+    weights: Mapping[str, Weight],
+    config: BaichuanConfig,
+    llama_class: type[PreTrainedModel],
+    *,
+    head_dtype: torch.dtype | None = None,
 ) -> dict[str, Weight]:
-    """Our weights by the names of Llama's, W_pack split and NormHead folded."""
+    """Our weights by the names of Llama's, W_pack split and NormHead folded, in `head_dtype` if that is given."""
     prefix = f"{llama_class.base_model_prefix}."
     made = {}
     for ours, weight in weights.items():
@@ -148,7 +157,7 @@ def llama_weights(
     if config.normalize_lm_head and llama_class is transformers.LlamaForCausalLM:
         head = "model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
         if head in made:
-            made["lm_head.weight"] = made[head].then(normalized_rows)
+            made["lm_head.weight"] = made[head].then(partial(normalized_rows, dtype=head_dtype))
     return made
 
 
@@ -173,9 +182,9 @@ def third(weight: Tensor, index: int) -> Tensor:
     return weight.chunk(3)[index]
 
 
-def normalized_rows(weight: Tensor) -> Tensor:
+def normalized_rows(weight: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """As `NormHead.normalized_weight`, some rows at a time: a float32 copy of a whole head takes 2 GB."""
-    normalized = torch.empty_like(weight)
+    normalized = torch.empty_like(weight, dtype=dtype)
     for rows, target in zip(weight.split(ROWS_AT_ONCE), normalized.split(ROWS_AT_ONCE), strict=True):
         target.copy_(F.normalize(rows.float(), dim=-1, eps=NormHead.EPS))
     return normalized
