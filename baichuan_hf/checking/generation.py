@@ -21,13 +21,14 @@ NEW_TOKENS = 16
 
 def check_generation(folder: Path, config: BaichuanConfig, report: Report, *, device: str = "auto") -> None:
     """Load the model as a user does, and let it compute the logits of a text; a language model writes on greedily."""
-    classes = {model_class.__name__: model_class for model_class in AUTO_CLASSES.values()}
+    classes = {found.__name__: found for found in AUTO_CLASSES.values()}
+    model_class = classes[report.model_class or "BaichuanForCausalLM"]
     if has_tokenizer(folder):
         ids = AutoTokenizer.from_pretrained(folder)(PROMPT, return_tensors="pt").input_ids
     else:
         ids = torch.arange(3, 19)[None]
     try:
-        model = classes[report.model_class or "BaichuanForCausalLM"].from_pretrained(folder, dtype="auto", device_map=device).eval()
+        model = model_class.from_pretrained(folder, dtype="auto", device_map=device).eval()
         ids = ids.to(model.device)
         with torch.no_grad():
             outputs = model(**{"input_ids": ids, "attention_mask": torch.ones_like(ids)})

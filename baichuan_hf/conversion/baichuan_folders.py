@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 import transformers
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 
 from ..model import modeling_baichuan
 from ..model.checkpoint_files import written_beside
@@ -20,6 +20,7 @@ from ..model.configuration_baichuan import BaichuanConfig
 from .architecture import check_class
 from .convert import shared_settings
 from .folders import check_folders, copy_processors, has_tokenizer
+from .four_bit import as_saved_today, config_of
 from .llama import LLAMA, baichuan_weights
 from .to_llama import llama_class_name, llama_config, llama_weights, lost_in_training
 from .weight_files import MAX_SHARD_SIZE, Weight, in_dtype, open_weights, weights_of, write_weights
@@ -60,7 +61,8 @@ def convert_baichuan_folder(
         source: a folder with a config and weights of any Baichuan; for `baichuan` a Llama too.
         destination: a new or empty folder, or with `overwrite` one that holds a model.
         to: the layout; `llama` is for models with rotary positions (see `to_llama`).
-        dtype: of all weights; None keeps those of the files.
+        dtype: of all weights; None keeps those of the files. The four bits of Baichuan2-*-Chat-4bits then become
+            files that today's bitsandbytes loads (for `baichuan`); with a dtype, plain weights.
         max_shard_size: of a file, in bytes or as "5GB".
         vocab_size: rows of embeddings and head. New rows are copies of the padding token's, so that none of them is
             ever likelier than a token of the vocabulary.
@@ -73,7 +75,7 @@ def convert_baichuan_folder(
     """
     source, destination = Path(source), Path(destination)
     check_folders(source, destination, overwrite)
-    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    config = config_of(source)
     source_class = class_of(config, source, to)
     target_class, target_config, lost = source_class, config, []
     if to == "llama":
@@ -95,6 +97,9 @@ def convert_baichuan_folder(
 
     found = next(iter(weights.values())).meta.dtype
     target_config.dtype, target_config.architectures = found, [target_class.__name__]
+    parameters = sum(weight.meta.numel() for weight in weights.values())
+    if to == "baichuan":
+        weights = as_saved_today(weights, target_config)
     with written_beside(destination) as folder:
         write_weights(weights, folder, max_shard_size=max_shard_size)
         target_config.save_pretrained(folder)
@@ -103,7 +108,6 @@ def convert_baichuan_folder(
             shutil.copyfile(source / GENERATION_CONFIG, folder / GENERATION_CONFIG)
             copied.append("generation settings")
         copied += copy_processors(source, folder, portable=to == "llama")
-    parameters = sum(weight.meta.numel() for weight in weights.values())
     return Rewritten(source_class.__name__, target_class.__name__, parameters, found, copied, left_out, lost)
 
 

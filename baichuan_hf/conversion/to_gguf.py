@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 from transformers.utils import logging
 
 from ..model.checkpoint_files import written_beside
@@ -19,6 +19,7 @@ from ..model.configuration_baichuan import BaichuanConfig
 from ..model.positions import RotaryEmbedding
 from .baichuan_folders import class_of, fitting, weights_to_convert
 from .folders import check_source
+from .four_bit import config_of
 from .gguf_vocabulary import add_vocabulary, read_vocabulary
 from .to_llama import ROWS_AT_ONCE, check_components, llama_weights
 from .weight_files import Weight, check_room, weights_of
@@ -87,7 +88,7 @@ def convert_to_gguf(
     if dtype is not None and quantize is not None:
         raise ValueError(f"dtype={dtype} and quantize={quantize!r} are both types of the matrices: give one.")
     check_source(source)
-    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    config = config_of(source)
     model_class = class_of(config, source, "gguf")
     if model_class.__name__ != "BaichuanForCausalLM":
         raise ValueError(f"{source} holds a {model_class.__name__}: only a BaichuanForCausalLM can become GGUF.")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
@@ -18,21 +18,11 @@ from transformers.modeling_utils import load_state_dict
 from transformers.utils import logging
 
 from ..model.checkpoint_files import WEIGHT_FILES, explain_loading_errors, first_weight_file
+from .four_bit import join_four_bit
+from .weight import Weight
 
 
 MAX_SHARD_SIZE = "5GB"
-
-
-@dataclass(frozen=True)
-class Weight:
-    """A tensor that is not in memory: its shape and dtype on the meta device, and how to read it."""
-
-    meta: Tensor
-    read: Callable[[], Tensor]
-
-    def then(self, function: Callable[[Tensor], Tensor]) -> Weight:
-        """What `function` makes of it, computed when it is read."""
-        return Weight(function(self.meta), lambda: function(self.read()))
 
 
 def stacked(parts: Sequence[Weight]) -> Weight:
@@ -50,18 +40,19 @@ def open_weights(folder: Path) -> dict[str, Weight]:
 
     Raises:
         OSError: there are no weights, or a file is damaged or missing.
+        ValueError: a file has four-bit weights of a form that nobody knows.
     """
-    with explain_loading_errors(folder):
-        # Those before version 1.6 of torch cannot be mapped: one such file is kept, and read once.
-        load_bin = lru_cache(maxsize=1)(load_state_dict)
-        weights = {}
-        for path in _weight_files(folder):
-            for name, meta in load_state_dict(path, map_location="meta").items():
-                if path.suffix == ".safetensors":
-                    weights[name] = Weight(meta, partial(_read_safetensors, path, name))
-                else:
-                    weights[name] = Weight(meta, partial(_read, load_bin, path, name))
-        return weights
+    # Those before version 1.6 of torch cannot be mapped: one such file is kept, and read once.
+    load_bin = lru_cache(maxsize=1)(load_state_dict)
+    weights: dict[str, Weight] = {}
+    for path in _weight_files(folder):
+        with explain_loading_errors(folder):
+            metas = load_state_dict(path, map_location="meta")
+        if path.suffix == ".safetensors":
+            weights |= {name: Weight(meta, partial(_read_safetensors, path, name)) for name, meta in metas.items()}
+        else:
+            weights |= join_four_bit(metas, partial(_read, load_bin, path))
+    return weights
 
 
 def in_dtype(weights: Mapping[str, Weight], dtype: torch.dtype) -> dict[str, Weight]:
@@ -119,5 +110,6 @@ def _read_safetensors(path: Path, name: str) -> Tensor:
         return file.get_tensor(name)
 
 
-def _read(load: Callable[[Path], dict[str, Tensor]], path: Path, name: str) -> Tensor:
-    return load(path)[name]
+def _read(load: Callable[[Path], dict[str, Any]], path: Path, name: str) -> Any:
+    entry = load(path)[name]
+    return entry.detach() if isinstance(entry, Tensor) else entry  # some files hold parameters

@@ -24,6 +24,8 @@ WEIGHT_FILES = (
     *("model.safetensors", "model.safetensors.index.json"),
     *("pytorch_model.bin", "pytorch_model.bin.index.json"),
 )
+# How names end in the files of Baichuan2-*-Chat-4bits.
+QUANT_STATE = ".weight.quant_state"
 
 SAVED_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 LAYER_KEY = re.compile(r"(^|\.)(layers\.\d+\.|embed_tokens\.)")
@@ -89,6 +91,8 @@ def check_loaded_weights(
         )
     # An encoder or a language model may become the decoder of a pair, whose cross-attention is then trained anew.
     missing = sorted(key for key in missing_keys if LAYER_KEY.search(key) and ".cross_att" not in key)
+    if missing and (problem := find_problem(Path(checkpoint))):
+        raise OSError(problem)
     if missing:
         raise OSError(
             f"{checkpoint} lacks {len(missing)} weights of the layers, first {missing[0]}: a shard is not in the"
@@ -139,6 +143,18 @@ def find_problems(folder: Path) -> Iterator[str]:
         yield problem
 
 
+def holds_four_bit(folder: Path) -> bool:
+    """Whether the weights of a folder are those of Baichuan2-*-Chat-4bits, in four bits with their state in lists."""
+    first = first_weight_file(folder)
+    if first is None or first.suffix != ".bin":
+        return False
+    return any(name.endswith(QUANT_STATE) for name in _load_on_meta(first))
+
+
+def _load_on_meta(path: Path) -> dict[str, Any]:
+    return torch.load(path, map_location="meta", weights_only=True, mmap=zipfile.is_zipfile(path))
+
+
 def _find_index_problems(index: Path) -> Iterator[str]:
     if is_lfs_pointer(index):
         yield lfs_pointer_message(index)
@@ -165,7 +181,11 @@ def _find_file_problem(path: Path) -> str | None:
             with safe_open(path, framework="pt"):
                 pass
         else:
-            torch.load(path, map_location="meta", weights_only=True, mmap=zipfile.is_zipfile(path))
+            if any(name.endswith(QUANT_STATE) for name in _load_on_meta(path)):
+                return (
+                    f"{path} holds weights in four bits as bitsandbytes 0.41 kept them (Baichuan2-*-Chat-4bits), which"
+                    f" no newer version loads. Convert the folder: baichuan-hf convert {path.parent} DST --to baichuan"
+                )
     except pickle.UnpicklingError as error:
         return (
             f"{size} is damaged, or holds Python objects beside tensors, which could run code and are never loaded:"
