@@ -1,0 +1,211 @@
+"""GGUF files read by llama.cpp itself, through llama-cpp-python.
+
+That builds from source for some minutes, so it is in no extra of ours, and these tests are skipped without it:
+`CMAKE_ARGS=-DGGML_NATIVE=OFF pip install llama-cpp-python`. (The variable: llama.cpp crashes on virtual machines whose
+processor names AMX instructions that the machine does not let through.)
+"""
+
+import gc
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from baichuan_hf import BaichuanForCausalLM, bundled_checkpoint
+from baichuan_hf.conversion.to_gguf import convert_to_gguf
+from tests.helpers import REPOSITORY, golden_folder, tiny_config
+from tests.helpers.checkpoint import save_checkpoint
+from tests.helpers.golden import GOLDEN_FAMILIES, TOLERANCE, load_golden, logits_difference
+
+
+pytest.importorskip("gguf")
+llama_cpp = pytest.importorskip("llama_cpp")
+pytestmark = pytest.mark.slow
+
+VOCABULARY = 5000  # of the surrogate tokenizer
+# Per type of the file: the largest difference of a logit, for logits of up to 25.
+KINDS = {
+    "f32": ({"dtype": torch.float32}, TOLERANCE),
+    "f16": ({"dtype": torch.float16}, 0.1),
+    "q8_0": ({"quantize": "q8_0"}, 1.0),
+}
+
+
+class Reader:
+    """A GGUF file in llama.cpp, on one core, with a cache in float32."""
+
+    def __init__(self, file, **options):
+        full = llama_cpp.GGML_TYPE_F32
+        options = {"n_ctx": 256, "logits_all": True, "type_k": full, "type_v": full} | options
+        self.llama = llama_cpp.Llama(str(file), n_threads=1, n_threads_batch=1, verbose=False, **options)
+
+    def logits(self, ids):
+        """(T, vocab_size)"""
+        self.llama.reset()
+        self.llama.eval([int(token) for token in ids])
+        return torch.from_numpy(np.array(self.llama.scores[: len(ids)]))
+
+    def greedy(self, ids, count, words):
+        """`count` tokens of the first `words`, one at a time with the cache."""
+        self.llama.reset()
+        self.llama.eval([int(token) for token in ids])
+        tokens = []
+        for _ in range(count):
+            tokens.append(int(self.llama.scores[self.llama.n_tokens - 1][:words].argmax()))
+            self.llama.eval(tokens[-1:])
+        return tokens
+
+
+@pytest.fixture
+def read():
+    """Opens files, and closes them before Python takes llama_cpp apart, which then prints errors."""
+    readers = []
+    yield lambda file, **options: readers.append(Reader(file, **options)) or readers[-1]
+    for reader in readers:
+        reader.llama.close()
+    gc.collect()
+
+
+def save_golden(folder, name, num_hidden_layers=None):
+    """The original's weights with the surrogate tokenizer; made deeper by layers that add nothing to their input."""
+    model = load_golden(name).load()
+    if num_hidden_layers is not None:
+        config = type(model.config)(
+            **model.config.to_dict() | {"num_hidden_layers": num_hidden_layers, "layer_types": None}
+        )
+        weights = model.state_dict()
+        model = BaichuanForCausalLM(config)
+        for parameter in model.parameters():
+            torch.nn.init.zeros_(parameter)
+        assert not model.load_state_dict(weights, strict=False).unexpected_keys
+    model.save_pretrained(folder)
+    for path in golden_folder("tokenizers/baichuan-surrogate").iterdir():
+        shutil.copyfile(path, folder / path.name)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["f32", "f16"])
+@pytest.mark.parametrize("original_depth", [True, False], ids=["baichuan", "other"])
+@pytest.mark.parametrize("name", GOLDEN_FAMILIES)
+def test_computes_what_the_original_code_does(name, original_depth, kind, read, tmp_path):
+    """As llama.cpp's `baichuan`, which goes by the number of layers, and as what stands in for it."""
+    golden, (options, tolerance) = load_golden(name), KINDS[kind]
+    layers = (40 if golden.alibi else 32) if original_depth else None
+    folder = save_golden(tmp_path / "src", name, layers)
+    done = convert_to_gguf(folder, tmp_path / "model.gguf", vocab_size=VOCABULARY, **options)
+    assert done.architecture == ("baichuan" if original_depth else "refact" if golden.alibi else "llama")
+    reader, expected = read(done.file), golden.tensors
+    found = torch.stack([reader.logits(ids) for ids in expected["input_ids"]])
+    difference = logits_difference(found, expected["logits"])
+    prompts = sorted(key for key in expected if key.startswith("generate.prompt."))
+    tokens = [expected[key.replace("prompt", "tokens")].tolist() for key in prompts]
+    words = golden.facts["sizes"]["vocab"]
+    written = [reader.greedy(expected[key], len(row), words) for key, row in zip(prompts, tokens, strict=True)]
+    equal = sum(
+        ours == theirs
+        for row, other in zip(written, tokens, strict=True)
+        for ours, theirs in zip(row, other, strict=True)
+    )
+    largest = expected["logits"].abs().max()
+    print(
+        f"{name} {done.architecture} {kind}: {difference:.2g} of {largest:.3g}, greedy {equal}/{sum(map(len, tokens))}"
+    )
+    assert difference < tolerance
+    # Random weights have near ties, which rounding decides.
+    assert equal == sum(map(len, tokens)) if kind == "f32" else equal > 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["tiny", "tiny-alibi"])
+def test_trained_checkpoints(name, kind, read, tmp_path):
+    options, tolerance = KINDS[kind]
+    folder = bundled_checkpoint(name)
+    text = (REPOSITORY / "README.zh-CN.md").read_text(encoding="utf-8")
+    ids = torch.tensor(AutoTokenizer.from_pretrained(folder)(text[:2000]).input_ids[:900])
+    reader = read(convert_to_gguf(folder, tmp_path / "model.gguf", **options).file, n_ctx=1024)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        expected = model(ids[None]).logits[0]
+    found = reader.logits(ids)
+    losses = [torch.nn.functional.cross_entropy(logits[:-1], ids[1:]).item() for logits in (expected, found)]
+    same = (found.argmax(-1) == expected.argmax(-1)).float().mean().item()
+    difference = (found - expected).abs().max().item()
+    print(f"{name} {kind}: {difference:.2g} of {expected.abs().max():.3g}, argmax {same:.3f}, losses {losses}")
+    assert difference < tolerance
+    assert abs(losses[0] - losses[1]) < 0.02
+    settings = {"max_new_tokens": 40, "do_sample": False, "repetition_penalty": 1.0, "eos_token_id": None}
+    prompt = ids[:16]
+    written = model.generate(prompt[None], attention_mask=torch.ones_like(prompt[None]), **settings)[0, 16:].tolist()
+    continued = reader.greedy(prompt, 40, len(expected[0]))
+    print(sum(ours == theirs for ours, theirs in zip(written, continued, strict=True)), "of 40 greedy tokens")
+    if kind != "q8_0":
+        assert continued == written
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+LLAMA3 = YARN | {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+ALIBI = {"position_embedding_type": "alibi"}
+VARIANTS = {
+    "grouped": {"num_key_value_heads": 2},
+    "grouped-baichuan": {"num_key_value_heads": 2, "num_hidden_layers": 32},
+    "grouped-alibi": {"num_key_value_heads": 2, "num_hidden_layers": 40} | ALIBI,
+    "heads-no-power-of-two": {"num_attention_heads": 6, "hidden_size": 96} | ALIBI,
+    "biases": {"attention_bias": True, "mlp_bias": True},
+    "wide-heads": {"head_dim": 24},
+    "wide-heads-alibi": {"head_dim": 24} | ALIBI,
+    "tied": {"tie_word_embeddings": True},
+    "tied-normhead": {"tie_word_embeddings": True, "normalize_lm_head": True, "num_hidden_layers": 40} | ALIBI,
+    "theta": {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}, "num_hidden_layers": 32},
+    "linear": {"rope_parameters": {"rope_type": "linear", "factor": 3.0}},
+    "yarn": {"rope_parameters": YARN, "num_hidden_layers": 32},
+    "llama3": {"rope_parameters": LLAMA3},
+}
+
+
+@pytest.mark.parametrize("overrides", VARIANTS.values(), ids=VARIANTS)
+def test_variants(overrides, read, tmp_path):
+    folder = save_checkpoint(tmp_path / "src")
+    torch.manual_seed(0)
+    model = BaichuanForCausalLM(tiny_config(vocab_size=VOCABULARY, initializer_range=0.2, **overrides)).eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter)
+    model.save_pretrained(folder)
+    ids = torch.randint(3, VOCABULARY, (120,))
+    with torch.no_grad():
+        expected = model(ids[None]).logits[0]
+    found = read(convert_to_gguf(folder, tmp_path / "model.gguf").file).logits(ids)
+    torch.testing.assert_close(found, expected, atol=1e-4 * expected.abs().max().item(), rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["baichuan-surrogate", "baichuan2"])
+def test_tokenizer_and_chat(kind, read, tmp_path):
+    source = golden_folder(f"tokenizers/{kind}")
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    folder = save_checkpoint(tmp_path / "src", vocab_size=len(tokenizer))
+    tokenizer.save_pretrained(folder)
+    llama = read(convert_to_gguf(folder, tmp_path / "model.gguf").file).llama
+    cases = json.loads((source / "tokenizer_expected.json").read_text(encoding="utf-8"))["encode_cases"]
+    expected = {case["text"]: case["ids"] for case in cases}
+    for path in (
+        REPOSITORY / "README.md",
+        REPOSITORY / "README.zh-CN.md",
+        *(REPOSITORY / "baichuan_hf").rglob("*.py"),
+    ):
+        text = path.read_text(encoding="utf-8")
+        expected[text] = tokenizer(text).input_ids
+    for text, ids in expected.items():
+        assert llama.tokenize(text.encode(), add_bos=False, special=True) == ids, text[:80]
+    print(f"{kind}: {len(expected)} texts, {sum(map(len, expected.values()))} tokens")
+
+    seen = []
+    evaluate = llama.eval
+    llama.eval = lambda tokens: seen.extend(tokens) or evaluate(tokens)
+    messages = [{"role": "user", "content": "你好 "}, {"role": "assistant", "content": " Hello"}]
+    messages.append({"role": "user", "content": "and?\n"})
+    llama.create_chat_completion(messages, max_tokens=1)
+    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True).input_ids
+    assert seen[: len(prompt)] == prompt
