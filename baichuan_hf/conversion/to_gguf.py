@@ -93,9 +93,9 @@ def convert_to_gguf(
     if model_class.__name__ != "BaichuanForCausalLM":
         raise ValueError(f"{source} holds a {model_class.__name__}: only a BaichuanForCausalLM can become GGUF.")
     architecture = architecture_of(config)
+    vocabulary = read_vocabulary(source, vocab_size or config.vocab_size)
     weights = weights_to_convert(source, config, model_class, dtype=None, vocab_size=vocab_size, adapter=adapter)
     weights, left_out = fitting(weights, model_class, config, source)
-    vocabulary = read_vocabulary(source, config.vocab_size)
     parameters = sum(weight.meta.numel() for weight in weights.values())
     kind = quantize.upper() if quantize else TYPES.get(dtype or next(iter(weights.values())).meta.dtype, "F32")
 
@@ -232,10 +232,10 @@ def write_file(writer: gguf.GGUFWriter, weights: Mapping[str, Weight], kind: str
             wanted = gguf.GGMLQuantizationType.F16
             narrow.append(name)
         block, size = gguf.GGML_QUANT_SIZES[wanted]
-        bytes_ = shape.numel() // block * size
-        writer.add_tensor_info(name, shape, np.dtype(np.float32), bytes_, raw_dtype=wanted)
+        length = shape.numel() // block * size
+        writer.add_tensor_info(name, shape, np.dtype(np.float32), length, raw_dtype=wanted)
         kinds[name] = wanted
-        needed += bytes_
+        needed += length
     check_room(path.parent, needed)
     writer.write_header_to_file(path)
     writer.write_kv_data_to_file()

@@ -6,10 +6,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from baichuan_hf import BaichuanForCausalLM
+from baichuan_hf import BaichuanForCausalLM, BaichuanTokenizer
 from baichuan_hf.checking import check_folder
 from baichuan_hf.conversion.baichuan_folders import convert_baichuan_folder
-from tests.helpers import FAMILIES, tiny_config
+from baichuan_hf.conversion.to_gguf import convert_to_gguf
+from tests.helpers import FAMILIES, golden_folder, tiny_config
 
 
 IDS = torch.arange(3, 60).reshape(3, 19)
@@ -101,6 +102,16 @@ def test_to_llama(tmp_path):
     expected = logits(plain_model(plain, normalize_lm_head=True))
     # The folded head is rounded to float16 once more.
     torch.testing.assert_close(logits(llama), expected, atol=2e-2, rtol=0)
+
+
+def test_to_gguf(tmp_path):
+    gguf = pytest.importorskip("gguf", reason="pip install 'baichuan-hf[gguf]'")
+    plain = save(tmp_path / "src", vocab_size=5000)
+    BaichuanTokenizer.from_pretrained(golden_folder("tokenizers/baichuan-surrogate")).save_pretrained(tmp_path / "src")
+    done = convert_to_gguf(tmp_path / "src", tmp_path / "model.gguf")
+    stored = {tensor.name: torch.from_numpy(tensor.data.copy()) for tensor in gguf.GGUFReader(done.file).tensors}
+    for index in range(2):
+        assert torch.equal(stored[f"blk.{index}.ffn_up.weight"], plain[f"model.layers.{index}.mlp.up_proj.weight"])
 
 
 @pytest.mark.parametrize("nested", [True, False], ids=["double", "single"])

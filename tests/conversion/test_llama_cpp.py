@@ -114,8 +114,8 @@ def test_computes_what_the_original_code_does(name, original_depth, kind, read, 
         f"{name} {done.architecture} {kind}: {difference:.2g} of {largest:.3g}, greedy {equal}/{sum(map(len, tokens))}"
     )
     assert difference < tolerance
-    # Random weights have near ties, which rounding decides.
-    assert equal == sum(map(len, tokens)) if kind == "f32" else equal > 0
+    if kind == "f32":  # random weights have near ties, which rounding decides
+        assert written == tokens
 
 
 @pytest.mark.parametrize("kind", KINDS)
