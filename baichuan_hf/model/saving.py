@@ -29,6 +29,14 @@ CONVERSIONS: dict[Layout, Callable[[Any, Mapping[str, Any]], tuple[Any, dict[str
 # What `save_pretrained(push_to_hub=True)` takes for the Hub.
 HUB_OPTIONS = {"repo_id", "commit_message", "private", "revision", "create_pr", "commit_description", "tags"}
 
+# What a repository without a card is told.
+HOW_TO_LOAD: dict[Layout, str] = {
+    "baichuan": "In the layout of Baichuan: transformers loads it after `import baichuan_hf`.",
+    "remote_code": "In the layout of Baichuan with the code of `baichuan-hf` beside it: transformers loads it with"
+    " `trust_remote_code=True`, or after `import baichuan_hf` without.",
+    "llama": "In the layout of Llama: transformers loads it with nobody's code.",
+}
+
 _layout: ContextVar[Layout | None] = ContextVar("layout", default=None)
 
 
@@ -130,11 +138,15 @@ class PushToHub:
             HfHubHTTPError: the Hub refuses, for want of rights for example; nothing is pushed.
             ConnectionError: it cannot be reached.
         """
+        layout = layout_to_save(self, "", layout)
         with tempfile.TemporaryDirectory() as folder, explain_push_errors(repo_id):
             self.save_pretrained(folder, layout=layout, max_shard_size=max_shard_size)  # type: ignore[attr-defined]
             repo_id = hf_api().create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
-            # A card that is there already is kept.
-            create_and_tag_model_card(repo_id, tags, token=token).save(Path(folder) / "README.md")
+            card = create_and_tag_model_card(repo_id, tags, token=token)
+            if "[More Information Needed]" in card.text:
+                # transformers' form with nothing filled in: there was no card.
+                card.text = f"\n# {repo_id.rpartition('/')[2]}\n\n{HOW_TO_LOAD[layout]}\n"
+            card.save(Path(folder) / "README.md")
             return self._upload_modified_files(  # type: ignore[attr-defined]
                 folder,
                 repo_id,
@@ -149,10 +161,15 @@ class PushToHub:
 
 @contextmanager
 def explain_push_errors(repo_id: str) -> Iterator[None]:
-    """Say of an error of the network what it hit and what to do; those of the Hub itself say so."""
+    """Say of a refusal or an error of the network what it hit and what to do."""
     try:
         yield
-    except HfHubHTTPError:
+    except HfHubHTTPError as error:
+        if error.response.status_code in (401, 403):
+            error.append_to_message(
+                f"\n{repo_id} was not pushed. Log in with a token that may write there (hf auth login), or push under"
+                " your own name."
+            )
         raise
     except HTTPError as error:
         raise ConnectionError(
