@@ -89,6 +89,7 @@ CLI_OPTIONS = {
     "bench scaling": {"--device", "--kind", "--picture", "--rounds", "--rows", "--tokens"},
     "bench train": {"--at-once", "--batch-size", "--case", "--device", "--length", "--rounds", "--rows", "--shape"},
     "chat": {"--system"} | RUNNING | SAMPLING,
+    "card": {"source", "--language", "--output-dir"},
     "check": {"folder", "--device", "--generate", "--json", "--no-generate"},
     "convert": {
         "source",

@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 from .. import __version__
 from .bench import bench
+from .card import card
 from .chat import chat
 from .check import check
 from .convert import convert
@@ -81,6 +82,7 @@ app.command()(prune)
 app.command()(info)
 app.add_typer(bench, name="bench")
 
+app.command()(card)
 
 if __name__ == "__main__":
     app()

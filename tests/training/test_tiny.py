@@ -201,7 +201,8 @@ def test_recipe_from_packages_to_card(micro: Path):
     final = micro / "micro/final"
     saved = {file.name for file in final.iterdir()}
     assert saved == {
-        *("README.md", "config.json", "evaluation.json", "generation_config.json", "model.safetensors"),
+        *("README.md", "README.zh-CN.md", "card.yaml", "config.json", "evaluation.json", "generation_config.json"),
+        "model.safetensors",
         *("chat_template.jinja", "tokenizer.model", "tokenizer_config.json"),
     }
     losses = [

@@ -1,0 +1,133 @@
+"""The model cards: their heads, model_cards/ as what their data renders to, and their code, which runs."""
+
+import json
+import re
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+from typer.testing import CliRunner
+
+from baichuan_hf import BaichuanConfig, bundled_checkpoint
+from baichuan_hf.cli.main import app
+from baichuan_hf.hub import CARD_FILES, list_cards, load_card, render_card
+from tests.helpers import REPOSITORY
+
+
+PUBLISHED = [name for name in list_cards() if name.startswith("Baichuan")]
+
+
+def run(*words):
+    return CliRunner().invoke(app, ["card", *map(str, words)])
+
+
+def test_every_family_has_its_cards():
+    assert set(PUBLISHED) == {
+        "Baichuan-7B",
+        *(
+            f"{family}-{kind}"
+            for family in ("Baichuan-13B", "Baichuan2-7B", "Baichuan2-13B")
+            for kind in ("Base", "Chat")
+        ),
+    }
+    assert run().stdout.split() == list_cards() == [*PUBLISHED, "tiny", "tiny-alibi"]
+
+
+@pytest.mark.parametrize("language", CARD_FILES)
+@pytest.mark.parametrize("name", list_cards())
+def test_card_in_the_repository_is_what_the_data_renders_to(name, language):
+    folder = REPOSITORY / "model_cards" / name
+    assert (folder / CARD_FILES[language]).read_text(encoding="utf-8") == render_card(
+        load_card(name), language
+    ).content
+
+
+@pytest.mark.parametrize("name", list_cards())
+def test_head_of_the_card(name):
+    """As the Hub reads it back."""
+    card = ModelCard.load(REPOSITORY / "model_cards" / name / "README.md")
+    assert card.data.language == ["zh", "en"]
+    assert (card.data.pipeline_tag, card.data.library_name) == ("text-generation", "transformers")
+    rows = load_card(name)["results"]
+    read = {(row.dataset_name, row.metric_type): row.metric_value for row in card.data.eval_results}
+    assert read == {(row["dataset_name"], row["metric_type"]): row["metric_value"] for row in rows}
+    if name in PUBLISHED:
+        assert card.data.license == "other"
+        assert card.data.license_link.startswith("https://huggingface.co/baichuan-inc/")
+        assert card.data.base_model == f"baichuan-inc/{name}"
+        assert all(row.source_url.startswith("https://github.com/baichuan-inc/") for row in card.data.eval_results)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_licence_is_quoted_and_the_shape_is_that_of_the_preset(name):
+    data = load_card(name)
+    assert "opensource@baichuan-inc.com" in data["conditions"]["quote"]["en"]
+    assert "opensource@baichuan-inc.com" in data["conditions"]["quote"]["zh"]
+    config = BaichuanConfig.from_preset(name.lower().removesuffix("-base").removesuffix("-chat"))
+    shape = {str(row[0]).strip("`"): row[1] for row in data["sections"][0]["table"]["rows"]}
+    for field in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"):
+        assert shape[field] == getattr(config, field)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_code_of_the_card_runs(name, capsys):
+    """With a bundled model of the same kind in place of the large one."""
+    code = load_card(name)["usage"]
+    small = bundled_checkpoint("tiny-alibi" if "13B" in name else "tiny")
+    assert code.count(f"baichuan-inc/{name}") == 1
+    exec(code.replace(f"baichuan-inc/{name}", str(small)), {})
+    assert capsys.readouterr().out.strip()
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny-alibi"])
+def test_card_of_a_bundled_checkpoint_has_our_measurements(name):
+    folder = bundled_checkpoint(name)
+    for file in CARD_FILES.values():
+        assert (folder / file).read_text() == (REPOSITORY / "model_cards" / name / file).read_text()
+    measured = json.loads((folder / "evaluation.json").read_text())
+    results = {row["dataset_config"]: row["metric_value"] for row in load_card(name)["results"]}
+    assert results == {language: round(measured[language]["model"], 3) for language in ("zh", "en")}
+
+
+def test_languages_say_the_same():
+    """All numbers, and the head, are in both."""
+    for name in list_cards():
+        english, chinese = (render_card(load_card(name), language) for language in CARD_FILES)
+        assert english.data.to_dict() == chinese.data.to_dict()
+        numbers = [re.findall(r"^\|.*\d.*\|$", card.text, re.MULTILINE) for card in (english, chinese)]
+        assert len(numbers[0]) == len(numbers[1]) > 5
+        assert not re.search(r"[{}]'|\bNone\b", english.text + chinese.text)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({}, "The card of mine has no licence: give metadata.license"),
+        ({"license": "other"}, "has license `other`, so metadata.license_name must say which"),
+        ({"license": "other", "license_name": "x"}, "metadata.license_link must say which"),
+    ],
+)
+def test_card_without_licence_is_refused(tmp_path, metadata, message):
+    file = tmp_path / "card.yaml"
+    file.write_text(yaml.safe_dump({"name": "mine", "metadata": metadata, "summary": "A model."}))
+    result = run(tmp_path, "--output-dir", tmp_path / "out")
+    assert result.exit_code == 1
+    assert message in " ".join(result.stderr.split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_card_of_ones_own(tmp_path):
+    text = {"en": "A model of | pipes and {braces}.", "zh": "一个模型。"}
+    data = {"name": "mine", "metadata": {"license": "mit"}, "summary": text}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(data, allow_unicode=True))
+    assert text["en"] in run(tmp_path / "mine.yaml").stdout
+    assert "一个模型。\n\n## 许可\n\n权重：mit" in run(tmp_path / "mine.yaml", "--language", "zh").stdout
+    result = run(tmp_path / "mine.yaml", "--output-dir", tmp_path / "out")
+    assert "README.md and README.zh-CN.md" in result.stdout
+    assert ModelCard.load(tmp_path / "out" / "README.md").data.license == "mit"
+
+
+def test_what_is_no_card_is_named(tmp_path):
+    assert "nothing: no such file, and no model with a card; those are Baichuan-13B-Base" in run("nothing").stderr
+    (tmp_path / "card.yaml").write_text("- a list")
+    assert "holds no card: it needs the fields `name` and `metadata`" in run(tmp_path).stderr
