@@ -147,6 +147,8 @@ TRAIN_ARGUMENTS = {
     "qat",
     "qat_group_size",
     "qlora",
+    "layout",
+    "license",
     "shuffle_buffer",
     "streaming",
     "task",

@@ -1,7 +1,7 @@
 """What every task of `baichuan-hf train` takes besides transformers' TrainingArguments."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from transformers import Trainer
@@ -54,6 +54,14 @@ class TrainArguments:
         " baichuan_hf.adapters.loading.load_adapted(OUTPUT_DIR, AutoModelFor...).",
         False,
     )
+    layout: Literal["baichuan", "remote_code", "llama"] = option(
+        "Of the model that is saved at the end: the original one, the same with the code beside it for people without"
+        " this package, or Llama's. With --lora and --qlora that of the merged model.",
+        "baichuan",
+    )
+    license: str | None = option(
+        "Identifier of the licence of what is trained, for its card; unset: that of --model, where it is known."
+    )
     early_stopping_patience: int | None = option(
         "Stop when so many evaluations in a row were no better; needs --load-best-model-at-end and --eval-strategy."
     )
@@ -91,6 +99,10 @@ class TrainArguments:
             raise ValueError(f"{given} is about weights that are trained: those under --lora and --qlora are not")
         if self.merge and not self.peft:
             raise ValueError("--merge folds adapters into the model: it needs --lora or --qlora")
+        if self.layout != "baichuan" and self.peft and not self.merge:
+            raise ValueError(f"--layout {self.layout} is for a whole model: with --lora and --qlora it needs --merge")
+        if self.license == "other":
+            raise ValueError("--license other: give license, license_name and license_link in the README.md of --model instead")
         if self.from_scratch and self.peft:
             raise ValueError("--lora and --qlora adapt trained weights: with --from-scratch there are none")
         if self.max_length < 1:

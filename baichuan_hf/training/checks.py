@@ -6,6 +6,7 @@ import os
 from transformers import TrainingArguments
 
 from .arguments import TrainArguments
+from .card import find_license
 from .search import check_search
 
 
@@ -31,6 +32,11 @@ def check_arguments(arguments: TrainArguments, training_arguments: TrainingArgum
         raise ValueError(
             "--early-stopping-patience needs --load-best-model-at-end true, and with it --eval-strategy and"
             " --save-strategy steps or epoch"
+        )
+    if training_arguments.push_to_hub and find_license(arguments)["license"] == "unknown":
+        raise ValueError(
+            f"--push-to-hub needs a card with a licence, and that of --model {arguments.model} is not known here: give"
+            " --license, as in --license apache-2.0"
         )
     if int(os.environ.get("PARALLELISM_CONFIG_CP_SIZE", "1")) > 1:
         raise ValueError(

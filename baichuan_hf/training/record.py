@@ -33,6 +33,8 @@ HARMLESS = (
     "push_",
     "hub_",
     "merge",
+    "layout",
+    "license",
 )
 # Of a secret only a stand-in is there, the second is a dictionary filled with defaults, the third is for one time.
 NEVER = ("hub_token", "accelerator_config", "resume_from_checkpoint")

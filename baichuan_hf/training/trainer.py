@@ -1,6 +1,7 @@
 """What every training task shares: the model with its adapters, resuming, and what is written at the end."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,13 @@ from transformers.utils import is_bitsandbytes_available
 
 from ..adapters.loading import save_base_config
 from ..checkpoints import resolve_model
+from ..conversion.to_llama import llama_class_name, llama_config
 from ..model.configuration_baichuan import BaichuanConfig, list_presets
+from ..model.modeling_baichuan import BaichuanPreTrainedModel
+from ..model.quantized import unfit_for_cpu
+from ..model.saving import save_layout
 from .arguments import TrainArguments
+from .card import write_run_card
 from .keep_zeros import KeepZeros
 from .plot import plot_history
 from .quantization_aware import prepare_quantization
@@ -84,7 +90,7 @@ def load_model(
     model, loading = auto_class.from_pretrained(
         resolve_model(arguments.model),
         dtype=torch.bfloat16 if arguments.peft and training_arguments.bf16 else torch.float32,
-        quantization_config=_nf4(training_arguments) if arguments.qlora else None,
+        quantization_config=_nf4(auto_class, arguments, training_arguments) if arguments.qlora else None,
         distributed_config=_mesh(arguments.tensor_parallel_size, training_arguments.world_size),
         output_loading_info=True,
         **config_values,
@@ -105,15 +111,19 @@ def _mesh(size: int, world_size: int) -> DistributedConfig | None:
     return DistributedConfig(tp_size=size, fsdp_size=world_size // size)
 
 
-def _nf4(training_arguments: TrainingArguments) -> BitsAndBytesConfig:
+def _nf4(auto_class: Any, arguments: TrainArguments, training_arguments: TrainingArguments) -> BitsAndBytesConfig:
     if not is_bitsandbytes_available():
         raise ImportError("--qlora needs bitsandbytes: pip install 'baichuan-hf[quantization]'")
+    unfit = []
+    if training_arguments.device.type == "cpu":
+        with torch.device("meta"):
+            unfit = unfit_for_cpu(auto_class.from_config(AutoConfig.from_pretrained(resolve_model(arguments.model))))
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16 if training_arguments.bf16 else torch.float32,
-        llm_int8_skip_modules=[rf"(.*\.)?{name}" for name in HEADS],
+        llm_int8_skip_modules=[rf"(.*\.)?{name}" for name in (*HEADS, *unfit)],
     )
 
 
@@ -210,11 +220,12 @@ def train_and_save(
 ) -> dict[str, float]:
     """Train, evaluate where there are rows for it, and write what transformers' example scripts write.
 
-    Into --output-dir: model (or adapter) and tokenizer, all_results.json, trainer_state.json, loss.png, README.md,
-    arguments.yaml, from which `baichuan-hf train` repeats the run;
-    with --merge the merged model, for which `load` gives the model that the adapter adapts. Returns the metrics of
+    Into --output-dir: model (or adapter) and tokenizer, all_results.json, trainer_state.json, loss.png, a card
+    (README.md, README.zh-CN.md and card.yaml), arguments.yaml, from which `baichuan-hf train` repeats the run; with
+    --merge the merged model, for which `load` gives the model that the adapter adapts. Returns the metrics of
     all_results.json. Raises NonFiniteLossError at the first loss that is no number, MemoryError saying what to change.
     """
+    check_layout(trainer, arguments)
     arguments.prepare_trainer(trainer)
     watch_loss(trainer)
     if arguments.qat:
@@ -236,26 +247,43 @@ def train_and_save(
     if trainer.is_fsdp_enabled:
         # Whatever checkpoints are, what is left at the end is a model that loads anywhere.
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
-    trainer.save_model()
-    if arguments.peft and trainer.is_world_process_zero():
-        save_base_config(trainer.accelerator.unwrap_model(trainer.model).get_base_model(), trainer.args.output_dir)
-    trainer.save_metrics("train", metrics)
-    if trainer.eval_dataset is not None:
-        evaluation = trainer.evaluate()
-        trainer.save_metrics("eval", evaluation)
-        metrics |= evaluation
-    trainer.save_state()
-    if trainer.is_world_process_zero():
-        plot_history(trainer.state.log_history, Path(str(trainer.args.output_dir)) / "loss.png")
-    card: dict[str, Any] = {"tasks": pipeline_tag, "dataset": Path(arguments.train_file).name}
-    if trainer.args.push_to_hub:
-        trainer.push_to_hub(**card)
-    else:
-        trainer.create_model_card(**card)
-    if arguments.merge and trainer.is_world_process_zero():
-        base = load(dataclasses.replace(arguments, lora=False, qlora=False, merge=False))
-        save_merged(base, trainer.processing_class, str(trainer.args.output_dir))
+    folder = Path(str(trainer.args.output_dir))
+    write_card = functools.partial(write_run_card, trainer, arguments, metrics, pipeline_tag=pipeline_tag)
+    with save_layout(arguments.layout):
+        trainer.save_model()
+        if arguments.peft and trainer.is_world_process_zero():
+            save_base_config(trainer.accelerator.unwrap_model(trainer.model).get_base_model(), folder)
+        trainer.save_metrics("train", metrics)
+        if trainer.eval_dataset is not None:
+            evaluation = trainer.evaluate()
+            trainer.save_metrics("eval", evaluation)
+            metrics |= evaluation
+        trainer.save_state()
+        if trainer.is_world_process_zero():
+            plot_history(trainer.state.log_history, folder / "loss.png")
+            write_card(folder=folder, adapter=arguments.peft)
+        if trainer.args.push_to_hub:
+            # Its own card would take the place of ours.
+            trainer.create_model_card = lambda **_: None
+            trainer.push_to_hub()
+        if arguments.merge and trainer.is_world_process_zero():
+            base = load(dataclasses.replace(arguments, lora=False, qlora=False, merge=False))
+            merged = save_merged(base, trainer.processing_class, str(folder))
+            write_card(folder=merged, adapter=False)
     return metrics
+
+
+def check_layout(trainer: Trainer, arguments: TrainArguments) -> None:
+    """Raises ValueError before the training if the model that it makes could not be saved in --layout."""
+    if arguments.layout == "baichuan":
+        return
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    base = model.get_base_model() if arguments.peft else model
+    if not isinstance(base, BaichuanPreTrainedModel):
+        raise ValueError(f"--layout {arguments.layout} is not for {type(base).__name__}, a class of transformers")
+    if arguments.layout == "llama":
+        llama_class_name(type(base).__name__)
+        llama_config(base.config)
 
 
 def save_merged(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, adapter_dir: str) -> Path:

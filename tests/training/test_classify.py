@@ -37,7 +37,7 @@ def test_full_fine_tuning_learns_and_writes_a_loadable_model(checkpoint, reviews
     assert json.loads((tmp_path / "all_results.json").read_text()) == pytest.approx(metrics)
     assert (tmp_path / "trainer_state.json").is_file()
     assert "eval_accuracy" not in (tmp_path / "README.md").read_text()
-    assert "Accuracy: 1.0" in (tmp_path / "README.md").read_text()
+    assert "| accuracy | 1.0 |" in (tmp_path / "README.md").read_text()
 
     classify = pipeline("text-classification", model=str(tmp_path))
     assert [answer["label"] for answer in classify(["99 很好", "98 awful", "97 great"])] == ["good", "bad", "good"]

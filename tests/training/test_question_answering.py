@@ -73,7 +73,7 @@ def test_full_fine_tuning_learns_and_writes_a_loadable_model(checkpoint, answera
     metrics = train(ours(answerable, model=str(checkpoint)), theirs(tmp_path))
     assert metrics["eval_exact_match"] == metrics["eval_f1"] == 1.0
     assert json.loads((tmp_path / "all_results.json").read_text()) == pytest.approx(metrics)
-    assert "F1: 1.0" in (tmp_path / "README.md").read_text()
+    assert "| f1 | 1.0 |" in (tmp_path / "README.md").read_text()
     predictions = json.loads((tmp_path / "predictions.json").read_text(encoding="utf-8"))
     golden = {row["id"]: row["answers"]["text"][0] for row in questions()}
     assert len(predictions) >= 15

@@ -58,7 +58,7 @@ def test_full_fine_tuning_learns_and_writes_a_loadable_model(checkpoint, conll, 
     metrics = train(ours(conll, model=str(checkpoint)), theirs(tmp_path))
     assert metrics["eval_f1"] == metrics["eval_precision"] == metrics["eval_recall"] == metrics["eval_accuracy"] == 1.0
     assert json.loads((tmp_path / "all_results.json").read_text()) == pytest.approx(metrics)
-    assert "F1: 1.0" in (tmp_path / "README.md").read_text()
+    assert "| f1 | 1.0 |" in (tmp_path / "README.md").read_text()
 
     model = AutoModelForTokenClassification.from_pretrained(tmp_path)
     assert model.config.id2label == dict(enumerate(["B-LOC", "B-PER", "I-LOC", "I-PER", "O"]))

@@ -8,7 +8,7 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+from transformers import AutoModelForCausalLM, TrainingArguments
 
 from ...adapters.trl import normalize_fused_head
 from ...data.conversations import Message, to_messages
@@ -62,8 +62,6 @@ def train_preferences(arguments: PreferenceArguments, training_arguments: Traini
     for patched in (model.get_base_model() if isinstance(model, PeftModel) else model, trainer.ref_model):
         if patched is not None:
             normalize_fused_head(trainer.accelerator.unwrap_model(patched))
-    # Of TRL's own card the arguments are others, and the results missing.
-    trainer.create_model_card = functools.partial(Trainer.create_model_card, trainer)
     return train_and_save(trainer, arguments, load, pipeline_tag="text-generation")
 
 

@@ -1,0 +1,199 @@
+"""The model card that a run writes: data, arguments, results, loss, hardware, versions, and how to load the model."""
+
+import importlib.metadata
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from huggingface_hub import ModelCard, try_to_load_from_cache
+from transformers import PreTrainedModel, Trainer
+
+from ..checkpoints import resolve_model
+from ..hub import list_cards, load_card, save_card
+from ..model.modeling_baichuan import AUTO_CLASSES
+from .arguments import TrainArguments
+from .record import chosen_arguments, digest
+
+
+LICENSE_FIELDS = ("license", "license_name", "license_link")
+UNKNOWN = {"license": "unknown"}
+PACKAGES = ("baichuan-hf", "transformers", "torch", "accelerate", "datasets", "peft", "trl", "tokenizers")
+# Metrics that say how fast it went, which is another matter.
+RATES = ("_runtime", "_per_second", "_flos")
+
+FINE_TUNED = {
+    "en": "`{model}`, trained further by `baichuan-hf train --task {task}`.",
+    "zh": "由 `baichuan-hf train --task {task}` 从 `{model}` 继续训练得到。",
+}
+FROM_SCRATCH = {
+    "en": "Trained by `baichuan-hf train --task {task}` from random weights, in the shape of `{model}`.",
+    "zh": "由 `baichuan-hf train --task {task}` 从随机权重训练，结构同 `{model}`。",
+}
+LOAD_MODEL = """\
+import baichuan_hf
+from transformers import {auto}, AutoTokenizer
+
+folder = "{name}"  # where this card is, or the name of its repository
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = {auto}.from_pretrained(folder)"""
+LOAD_ADAPTER = """\
+import baichuan_hf
+from baichuan_hf.adapters.loading import load_adapted
+from transformers import {auto}, AutoTokenizer
+
+folder = "{name}"  # where this card is; of a repository: huggingface_hub.snapshot_download("owner/name")
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = load_adapted(folder, {auto})  # with the base model under it: {base}"""
+LOAD_LLAMA = LOAD_MODEL.removeprefix("import baichuan_hf\n")
+LOAD_REMOTE = LOAD_LLAMA.replace("(folder)", "(folder, trust_remote_code=True)")
+LOADING = {"baichuan": LOAD_MODEL, "remote_code": LOAD_REMOTE, "llama": LOAD_LLAMA}
+
+
+def find_license(arguments: TrainArguments) -> dict[str, str]:
+    """What a card says of the licence: that of --license, else of the model that is trained further, as its own card
+    has it. Nothing is downloaded for it; `unknown` if it is not at hand."""
+    if arguments.license:
+        return {"license": arguments.license}
+    if arguments.from_scratch:
+        return UNKNOWN
+    source = resolve_model(arguments.model)
+    name = source.removeprefix("baichuan-inc/")
+    if name != source and name in list_cards():
+        metadata = load_card(name)["metadata"]
+    else:
+        card = Path(source) / "README.md" if Path(source).is_dir() else try_to_load_from_cache(source, "README.md")
+        if not isinstance(card, str | Path) or not Path(card).is_file():
+            return UNKNOWN
+        metadata = ModelCard.load(card, ignore_metadata_errors=True).data.to_dict()
+    found = {field: metadata[field] for field in LICENSE_FIELDS if metadata.get(field)}
+    return found if found.get("license", "other") != "other" or len(found) == len(LICENSE_FIELDS) else UNKNOWN
+
+
+def write_run_card(
+    trainer: Trainer,
+    arguments: TrainArguments,
+    metrics: dict[str, float],
+    *,
+    pipeline_tag: str,
+    folder: Path,
+    adapter: bool,
+) -> None:
+    """Write the card of a run in each language, and its data, into `folder`, which holds an adapter or a model."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    base = model.get_base_model() if arguments.peft else model
+    on_hub = not arguments.from_scratch and not Path(resolve_model(arguments.model)).exists()
+    pushed = trainer.args.push_to_hub and folder == Path(str(trainer.args.output_dir))
+    location = str(trainer.hub_model_id if pushed else folder)
+    metadata = {
+        **find_license(arguments),
+        "library_name": "peft" if adapter else "transformers",
+        "pipeline_tag": pipeline_tag,
+        "tags": ["baichuan", "baichuan-hf", *(["lora"] if adapter else [])],
+    }
+    if on_hub:
+        metadata["base_model"] = arguments.model
+    if not Path(arguments.train_file).expanduser().exists():
+        metadata["datasets"] = [arguments.train_file]
+    loading = LOAD_ADAPTER if adapter else LOADING[arguments.layout]
+    summary = FROM_SCRATCH if arguments.from_scratch else FINE_TUNED
+    data = {
+        "name": Path(location).name,
+        "metadata": metadata,
+        "summary": {
+            language: text.format(model=arguments.model, task=arguments.task) for language, text in summary.items()
+        },
+        "usage": loading.format(name=location, auto=auto_class_of(base), base=arguments.model),
+        "results": results_of(metrics, arguments, pipeline_tag),
+        "sections": [
+            {"title": {"en": "Data", "zh": "数据"}, "table": data_table(trainer, arguments)},
+            {
+                "title": {"en": "Arguments", "zh": "参数"},
+                "text": {
+                    "en": "As `baichuan-hf train` takes them from a file, `arguments.yaml`:",
+                    "zh": "`baichuan-hf train` 可直接读取的文件 `arguments.yaml`：",
+                },
+                "code": yaml.safe_dump(
+                    chosen_arguments(arguments, trainer.args), sort_keys=False, allow_unicode=True
+                ).strip(),
+            },
+            {
+                "title": {"en": "Training", "zh": "训练"},
+                "table": training_table(trainer, metrics),
+                **({"after": "![loss](loss.png)"} if (folder / "loss.png").is_file() else {}),
+            },
+        ],
+    }
+    save_card(data, folder)
+
+
+def auto_class_of(model: PreTrainedModel) -> str:
+    """The Auto class that loads it; of a pair, that of transformers' sequence-to-sequence models."""
+    name = type(model).__name__.removeprefix("FSDP")
+    found = (auto for auto, model_class in AUTO_CLASSES.items() if model_class.__name__ == name)
+    return next(found, "AutoModelForSeq2SeqLM")
+
+
+def results_of(metrics: dict[str, float], arguments: TrainArguments, pipeline_tag: str) -> list[dict[str, Any]]:
+    """What was measured on the rows held out, as rows of a card."""
+    source = arguments.eval_file or arguments.train_file
+    return [
+        {
+            "task_type": pipeline_tag,
+            "dataset_name": Path(source).name,
+            "dataset_type": Path(source).stem,
+            "metric_type": key.removeprefix("eval_"),
+            "metric_value": round(float(value), 4),
+        }
+        for key, value in metrics.items()
+        if key.startswith("eval_") and not key.endswith(RATES)
+    ]
+
+
+def data_table(trainer: Trainer, arguments: TrainArguments) -> dict[str, Any]:
+    train, test = arguments.train_file, arguments.eval_file
+    rows = [[{"en": "trained on", "zh": "训练"}, train, count(trainer.train_dataset), f"`{digest(train)}`"]]
+    if trainer.eval_dataset is not None:
+        source = test or {"en": f"{arguments.eval_fraction} of it", "zh": f"其中 {arguments.eval_fraction}"}
+        sha = f"`{digest(test)}`" if test else ""
+        rows.append([{"en": "evaluated on", "zh": "评测"}, source, count(trainer.eval_dataset), sha])
+    columns = [
+        "",
+        {"en": "from", "zh": "来源"},
+        {"en": "rows, as the model sees them", "zh": "模型所见行数"},
+        "sha256",
+    ]
+    return {"columns": columns, "words": [1, 2, 4], "rows": rows}
+
+
+def count(rows: Any) -> str:
+    """`-` for a stream, whose end is not known."""
+    return f"{len(rows):,}" if hasattr(rows, "__len__") else "-"
+
+
+def training_table(trainer: Trainer, metrics: dict[str, float]) -> dict[str, Any]:
+    state, device = trainer.state, trainer.args.device
+    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
+    rows: list[list[Any]] = [
+        [{"en": "steps", "zh": "步数"}, f"{state.global_step:,}"],
+        [{"en": "epochs", "zh": "轮数"}, f"{state.epoch or 0:.2f}"],
+    ]
+    if "train_loss" in metrics:
+        rows.append([{"en": "mean training loss", "zh": "平均训练损失"}, f"{metrics['train_loss']:.4f}"])
+    if "train_runtime" in metrics:
+        rows.append([{"en": "seconds", "zh": "秒数"}, f"{metrics['train_runtime']:.0f}"])
+    rows.append([{"en": "hardware", "zh": "硬件"}, f"{trainer.args.world_size} x {hardware}"])
+    rows += [[package, version] for package in PACKAGES if (version := version_of(package))]
+    return {"columns": ["", ""], "words": [1, 2], "rows": rows}
+
+
+def version_of(package: str) -> str | None:
+    if package == "baichuan-hf":
+        from .. import __version__
+
+        return __version__
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
