@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import LlamaForCausalLM
 from transformers.utils import logging
 
 from ..model.checkpoint_files import written_beside
 from ..model.configuration_baichuan import BaichuanConfig
+from ..model.lm_head import NormHead
 from ..model.positions import RotaryEmbedding
 from .baichuan_folders import class_of, fitting, weights_to_convert
 from .folders import check_source
@@ -36,6 +38,7 @@ TORCH_DTYPES = {"F32": torch.float32} | {name: dtype for dtype, name in TYPES.it
 ROPE_TYPES = ("default", "linear", "yarn", "llama3")
 # llama.cpp goes by the number of layers: only with these has its Baichuan RoPE or ALiBi, with others no positions.
 BAICHUAN_LAYERS = {"rope": 32, "alibi": 40}
+HEAD = "output.weight"
 
 
 class Written(NamedTuple):
@@ -116,7 +119,7 @@ def convert_to_gguf(
     add_vocabulary(writer, vocabulary)
     named = gguf_weights(weights, config, architecture)
     with written_beside(destination.parent) as folder:
-        narrow = write_file(writer, named, kind, folder / destination.name)
+        narrow = write_file(writer, named, kind, folder / destination.name, normalize_head=config.normalize_lm_head)
 
     lost = vocabulary.lost
     if narrow:
@@ -184,11 +187,11 @@ def add_settings(writer: gguf.GGUFWriter, config: BaichuanConfig) -> None:
 
 
 def gguf_weights(weights: Mapping[str, Weight], config: BaichuanConfig, architecture: str) -> dict[str, Weight]:
-    """Our weights by the names of GGUF: those of a Llama, with q and k in the order of ggml's rotation."""
+    """Our weights by the names of GGUF: those of a Llama, with q and k in the order of ggml's rotation. NormHead is
+    not folded yet."""
     import gguf
 
-    # Whatever the type of the file: a folded head is then rounded but once.
-    made = llama_weights(weights, config, LlamaForCausalLM, head_dtype=torch.float32)
+    made = llama_weights(weights, config, LlamaForCausalLM, fold_head=False)
     made.setdefault("lm_head.weight", made["model.embed_tokens.weight"])
     heads = {}
     if config.position_embedding_type == "rope":
@@ -214,7 +217,9 @@ def interleaved(weight: Tensor, heads: int) -> Tensor:
     return weight.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
 
 
-def write_file(writer: gguf.GGUFWriter, weights: Mapping[str, Weight], kind: str, path: Path) -> list[str]:
+def write_file(
+    writer: gguf.GGUFWriter, weights: Mapping[str, Weight], kind: str, path: Path, *, normalize_head: bool
+) -> list[str]:
     """Write all to a file, tensor by tensor; the names of those that `kind` does not fit.
 
     Raises:
@@ -243,7 +248,7 @@ def write_file(writer: gguf.GGUFWriter, weights: Mapping[str, Weight], kind: str
     try:
         with logging.tqdm(total=needed, desc="Converting", unit="B", unit_scale=True) as progress:
             for name, weight in weights.items():
-                data = encoded(weight.read(), kinds[name])
+                data = encoded(weight.read(), kinds[name], normalize=normalize_head and name == HEAD)
                 writer.write_tensor_data(data)
                 progress.update(data.nbytes)
     finally:
@@ -251,14 +256,23 @@ def write_file(writer: gguf.GGUFWriter, weights: Mapping[str, Weight], kind: str
     return narrow
 
 
-def encoded(weight: Tensor, kind: gguf.GGMLQuantizationType) -> np.ndarray:
-    """The bytes of a weight in a type of ggml, uint8; some rows at a time where it is quantised."""
+def encoded(weight: Tensor, kind: gguf.GGMLQuantizationType, *, normalize: bool) -> np.ndarray:
+    """The bytes of a weight in a type of ggml, uint8.
+
+    Made of some rows at a time, so that there is no copy in float32. With `normalize` of rows of length 1, as NormHead
+    has them, which are rounded but once in this way.
+    """
     import gguf
 
-    if kind.name in TORCH_DTYPES:
-        return weight.to(TORCH_DTYPES[kind.name]).contiguous().view(torch.uint8).numpy()
+    weight = weight.reshape(-1, weight.shape[-1])
     data = np.empty(gguf.quant_shape_to_byte_shape(weight.shape, kind), dtype=np.uint8)
     for start in range(0, len(weight), ROWS_AT_ONCE):
-        rows = slice(start, start + ROWS_AT_ONCE)
-        data[rows] = gguf.quants.quantize(weight[rows].float().numpy(), kind)
+        part = slice(start, start + ROWS_AT_ONCE)
+        rows = weight[part].float()
+        if normalize:
+            rows = F.normalize(rows, dim=-1, eps=NormHead.EPS)
+        if kind.name in TORCH_DTYPES:
+            data[part] = rows.to(TORCH_DTYPES[kind.name]).view(torch.uint8).numpy()
+        else:
+            data[part] = gguf.quants.quantize(rows.numpy(), kind)
     return data

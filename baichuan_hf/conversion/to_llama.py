@@ -142,9 +142,9 @@ def llama_weights(
     config: BaichuanConfig,
     llama_class: type[PreTrainedModel],
     *,
-    head_dtype: torch.dtype | None = None,
+    fold_head: bool = True,
 ) -> dict[str, Weight]:
-    """Our weights by the names of Llama's, W_pack split and NormHead folded, in `head_dtype` if that is given."""
+    """Our weights by the names of Llama's, W_pack split and, with `fold_head`, NormHead folded."""
     prefix = f"{llama_class.base_model_prefix}."
     made = {}
     for ours, weight in weights.items():
@@ -154,10 +154,10 @@ def llama_weights(
                 made[name.replace("W_pack", f"{part}_proj")] = weight.then(partial(third, index=index))
         else:
             made[name] = weight
-    if config.normalize_lm_head and llama_class is transformers.LlamaForCausalLM:
+    if fold_head and config.normalize_lm_head and llama_class is transformers.LlamaForCausalLM:
         head = "model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
         if head in made:
-            made["lm_head.weight"] = made[head].then(partial(normalized_rows, dtype=head_dtype))
+            made["lm_head.weight"] = made[head].then(normalized_rows)
     return made
 
 
@@ -182,9 +182,9 @@ def third(weight: Tensor, index: int) -> Tensor:
     return weight.chunk(3)[index]
 
 
-def normalized_rows(weight: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+def normalized_rows(weight: Tensor) -> Tensor:
     """As `NormHead.normalized_weight`, some rows at a time: a float32 copy of a whole head takes 2 GB."""
-    normalized = torch.empty_like(weight, dtype=dtype)
+    normalized = torch.empty_like(weight)
     for rows, target in zip(weight.split(ROWS_AT_ONCE), normalized.split(ROWS_AT_ONCE), strict=True):
         target.copy_(F.normalize(rows.float(), dim=-1, eps=NormHead.EPS))
     return normalized
