@@ -28,12 +28,13 @@ MODEL_FILES = sorted((PACKAGE / "model").glob("*.py"))
 # Rank of each folder: a module may import its own folder and those of lower rank. "" is baichuan_hf/__init__.py.
 LAYERS = {
     **dict.fromkeys(("model", "checkpoints"), 0),
-    **dict.fromkeys(("hub", "data", "adapters", "quantization", "conversion"), 1),
+    **dict.fromkeys(("hub", "data", "adapters", "conversion"), 1),
     "": 2,
     **dict.fromkeys(("training", "inference", "pruning"), 3),
     **dict.fromkeys(("evaluation", "export", "serving"), 4),
-    **dict.fromkeys(("benchmarks", "checking"), 5),
-    "cli": 6,
+    **dict.fromkeys(("checking", "quantization"), 5),
+    "benchmarks": 6,
+    "cli": 7,
 }
 # The same for the files of model/; one that is not named is a family of components.
 MODEL_RANKS = {
@@ -88,8 +89,8 @@ CLI_OPTIONS = {
     "bench ratio": {"--before", "--device", "--label", "--rounds", "--rows", "--shape"},
     "bench scaling": {"--device", "--kind", "--picture", "--rounds", "--rows", "--tokens"},
     "bench train": {"--at-once", "--batch-size", "--case", "--device", "--length", "--rounds", "--rows", "--shape"},
-    "chat": {"--system"} | RUNNING | SAMPLING,
     "card": {"source", "--language", "--output-dir"},
+    "chat": {"--system"} | RUNNING | SAMPLING,
     "check": {"folder", "--device", "--generate", "--json", "--no-generate"},
     "convert": {
         "source",
@@ -101,6 +102,7 @@ CLI_OPTIONS = {
         "--overwrite",
         "--quantize",
         "--rank",
+        "--remote-code",
         "--to",
         "--vocab-size",
     },
@@ -120,6 +122,19 @@ CLI_OPTIONS = {
         "--text-column",
         "--text-file",
     },
+    "quantize": {
+        "source",
+        "destination",
+        "--device",
+        "--dtype",
+        "--group-size",
+        "--head",
+        "--method",
+        "--overwrite",
+        "--rows",
+        "--text-column",
+        "--text-file",
+    },
     "train": {"--help-all", "--launch-config"},
 }
 TRAIN_ARGUMENTS = {
@@ -133,6 +148,8 @@ TRAIN_ARGUMENTS = {
     "hp_trials",
     "keep_zeros",
     "label_column",
+    "layout",
+    "license",
     "lora",
     "lora_alpha",
     "lora_dropout",
@@ -147,8 +164,6 @@ TRAIN_ARGUMENTS = {
     "qat",
     "qat_group_size",
     "qlora",
-    "layout",
-    "license",
     "shuffle_buffer",
     "streaming",
     "task",

@@ -19,6 +19,7 @@ from .demo import demo
 from .generate import generate
 from .info import info
 from .prune import prune
+from .quantize import quantize
 from .train import TrainCommand, train
 
 
@@ -79,10 +80,11 @@ app.command()(chat)
 app.command()(convert)
 app.command()(check)
 app.command()(prune)
+app.command()(quantize)
 app.command()(info)
+app.command()(card)
 app.add_typer(bench, name="bench")
 
-app.command()(card)
 
 if __name__ == "__main__":
     app()

@@ -140,7 +140,7 @@ def test_what_bitsandbytes_packs_is_read(tmp_path):
     functional = pytest.importorskip("bitsandbytes.functional", reason="pip install 'baichuan-hf[quantization]'")
     from baichuan_hf.conversion.four_bit import dequantized
 
-    weight = torch.randn(96, 200)  # neither blocks of 64 nor of 256 come out even
+    weight = torch.randn(100, 192)  # 300 blocks of 64, which are no multiple of 256
     for kind in ("nf4", "fp4"):
         for dtype in (torch.float16, torch.bfloat16, torch.float32):
             given = weight.to(dtype)
