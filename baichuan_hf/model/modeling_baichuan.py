@@ -42,6 +42,7 @@ from .patch_embeddings import PatchEmbeddings
 from .position_protocol import Positions
 from .positions import POSITIONS, build_positions
 from .saving import CONVERSIONS, HUB_OPTIONS, Layout, PushToHub, add_code, layout_to_save
+from .quantized import check_quantized
 from .tensor_parallel import check_tensor_parallel
 
 
@@ -99,6 +100,8 @@ class BaichuanPreTrainedModel(PushToHub, PreTrainedModel):
         if from_checkpoint:
             mismatched = [] if ignore_mismatched else info["mismatched_keys"]
             check_loaded_weights(pretrained_model_name_or_path, model.config, info["missing_keys"], mismatched)
+        if getattr(model, "is_quantized", False):
+            check_quantized(model)
         return (model, info) if wants_info else model
 
     def save_pretrained(
