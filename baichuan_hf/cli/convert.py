@@ -31,6 +31,14 @@ def convert(
     adapter: Annotated[
         str | None, typer.Option(help="PEFT adapter to merge into the weights.", rich_help_panel=BAICHUAN)
     ] = None,
+    remote_code: Annotated[
+        bool,
+        typer.Option(
+            "--remote-code",
+            help="To Baichuan: put the model code beside the weights, for those without this package.",
+            rich_help_panel=BAICHUAN,
+        ),
+    ] = False,
     quantize: Annotated[
         Literal["q8_0", "q5_1", "q5_0", "q4_1", "q4_0"] | None,
         typer.Option(help="ggml's type of the matrices, instead of --dtype.", rich_help_panel=GGUF),
@@ -62,7 +70,10 @@ def convert(
     from ..conversion.baichuan_folders import convert_baichuan_folder
     from ..conversion.folders import convert_folder
     from ..conversion.lora import is_adapter
+    from ..hub import add_remote_code
 
+    if remote_code and (to != "baichuan" or is_adapter(source)):
+        raise ValueError("--remote-code is for models that become Baichuan: nothing else needs its code.")
     if is_adapter(source):
         if to == "gguf":
             raise ValueError(f"{source} is an adapter: give its model as SRC, and --adapter {source} to merge it.")
@@ -99,6 +110,9 @@ def convert(
         read, name, copied, left_out = done.reference, type(done.model).__name__, done.copied, done.left_out
         parameters, found = done.model.num_parameters(), done.model.dtype
     print(f"{read} -> {name}: {parameters:,} parameters, {str(found).removeprefix('torch.')}")
+    if remote_code:
+        add_remote_code(Path(destination))
+        copied.append("code, for trust_remote_code=True")
     print(" and the ".join([f"Saved to {destination}: the model", *copied]))
     if left_out:
         print(f"Not part of {read}, left out: {', '.join(left_out)}")

@@ -132,7 +132,7 @@ class BaichuanPreTrainedModel(PushToHub, PreTrainedModel):
             else:
                 super().save_pretrained(temporary, True, state_dict, *args, **kwargs)
             if layout == "remote_code" and not self._hf_peft_config_loaded:
-                add_code(temporary / "config.json", BaichuanPreTrainedModel, auto_map_of(self))
+                add_code(temporary / "config.json", BaichuanPreTrainedModel, auto_map_of(type(self).__name__))
         if push_to_hub:
             hub_options.setdefault("repo_id", Path(save_directory).name)
             self.push_to_hub(**hub_options, **kwargs, layout=layout)
@@ -792,13 +792,13 @@ AUTO_CLASSES: dict[str, type[BaichuanPreTrainedModel]] = {
 }
 
 
-def auto_map_of(model: BaichuanPreTrainedModel) -> dict[str, str]:
-    """What a config says of the code beside the weights of `model`.
+def auto_map_of(class_name: str) -> dict[str, str]:
+    """What a config says of the code beside the weights of a model of that class.
 
     Raises:
-        ValueError: the class of the model is defined elsewhere.
+        ValueError: the class is defined elsewhere.
     """
-    name = type(model).__name__.removeprefix("FSDP")  # as FSDP2 calls a class that it has wrapped
+    name = class_name.removeprefix("FSDP")  # as FSDP2 calls a class that it has wrapped
     if name not in (known := [model_class.__name__ for model_class in AUTO_CLASSES.values()]):
         raise ValueError(f"layout='remote_code' carries the code of {', '.join(known)}, but not of {name}.")
     auto_map = {auto: f"modeling_baichuan.{model_class.__name__}" for auto, model_class in AUTO_CLASSES.items()}

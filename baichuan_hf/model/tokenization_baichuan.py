@@ -16,6 +16,10 @@ from .saving import HUB_OPTIONS, Layout, PushToHub, add_code, layout_to_save, up
 from .sentencepiece_model import SentencePieceModel, join_bytes
 
 
+# What a tokenizer_config.json says of the code beside it: the slow class, and the fast one.
+AUTO_MAP = {"AutoTokenizer": [None, "tokenization_baichuan.BaichuanTokenizer"]}
+
+
 class BaichuanTokenizer(PushToHub, TokenizersBackend):
     """
     Byte-level-fallback BPE of the Baichuan families, built from `tokenizer.model` (or `tokenizer.json`) with the ids
@@ -105,8 +109,7 @@ class BaichuanTokenizer(PushToHub, TokenizersBackend):
         files = super().save_pretrained(save_directory, legacy_format, filename_prefix, **kwargs)
         config_file = Path(save_directory, (f"{filename_prefix}-" if filename_prefix else "") + TOKENIZER_CONFIG_FILE)
         if layout == "remote_code":
-            reference = f"tokenization_baichuan.{BaichuanTokenizer.__name__}"
-            add_code(config_file, BaichuanTokenizer, {"AutoTokenizer": [None, reference]})
+            add_code(config_file, BaichuanTokenizer, AUTO_MAP)
         elif layout == "llama":
             # Of transformers itself: it takes tokenizer.json as it is.
             update_json(config_file, tokenizer_class="PreTrainedTokenizerFast")

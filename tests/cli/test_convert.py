@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, BertTokenizer, TokenizersBackend
 
+import baichuan_hf
 from baichuan_hf.benchmarks.peers import build_reference, draw_inputs, largest_difference
 from baichuan_hf.conversion.folders import convert_folder
 from tests.helpers import REPOSITORY
@@ -207,6 +208,35 @@ def test_baichuan_to_llama(run, tmp_path):
         expected = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)(ids).logits
         torch.testing.assert_close(llama(ids).logits, expected, atol=1e-4, rtol=0)
     assert len(list((tmp_path / "dst").glob("model-*.safetensors"))) > 1
+
+
+@pytest.mark.parametrize("kind", ["baichuan", "llama", "gpt2"])
+def test_code_beside_a_converted_model(run, tmp_path, kind):
+    """What that code can do is tested for `save_pretrained`, which writes the same."""
+    if kind == "baichuan":
+        model = transformers.AutoModelForCausalLM.from_pretrained(save_checkpoint(tmp_path / "src"))
+        AutoTokenizer.from_pretrained(tmp_path / "src").save_pretrained(tmp_path / "saved", layout="remote_code")
+    else:
+        save_folder(tmp_path / "src", kind)
+        model = baichuan_hf.from_transformers(transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "src"))
+    model.save_pretrained(tmp_path / "saved", layout="remote_code")
+    result = run("convert", tmp_path / "src", tmp_path / "dst", "--to", "baichuan", "--remote-code")
+    assert result.exit_code == 0, result.output
+    assert "the code, for trust_remote_code=True" in result.stdout
+    for saved in [*(tmp_path / "saved").glob("*.py"), *(tmp_path / "saved").glob("*config.json")]:
+        converted = tmp_path / "dst" / saved.name
+        if saved.suffix == ".py":
+            assert converted.read_bytes() == saved.read_bytes()
+        else:
+            assert json.loads(converted.read_text()).get("auto_map") == json.loads(saved.read_text()).get("auto_map")
+
+
+def test_code_is_for_models_that_become_baichuan(run, tmp_path):
+    folder = save_checkpoint(tmp_path / "src")
+    for target in ("llama", "gguf"):
+        result = run("convert", folder, tmp_path / "dst", "--to", target, "--remote-code")
+        assert result.exit_code == 1
+        assert "--remote-code is for models that become Baichuan" in result.stderr
 
 
 def test_alibi_is_no_llama(run, tmp_path):

@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard
 
 from tests.helpers import REPOSITORY
 from tests.helpers.checkpoint import reviews, save_checkpoint, write_csv
-from tests.helpers.hub import Hub, serve_hub
+from tests.helpers.hub import Hub, Repository, serve_hub
 
 
 @pytest.fixture(scope="module")
@@ -141,31 +141,34 @@ def test_a_push_without_network_says_what_to_do(hub, folder):
     assert "hf upload me/model FOLDER" in result.stderr
 
 
-TRAIN = ("-m", "baichuan_hf.cli.main", "train", "--task", "classify", "--train-file", "reviews.csv", "--text-column")
-TRAIN += ("review", "--label-column", "stars", "--max-steps", "2", "--use-cpu", "true", "--report-to", "none")
-TRAIN += ("--push-to-hub", "true", "--hub-model-id")
+TRAIN = """
+from baichuan_hf.training import parse_arguments, train
+
+shared = "--task classify --train-file reviews.csv --text-column review --label-column stars --max-steps 2"
+shared += " --use-cpu true --report-to none --push-to-hub true"
+for words in (
+    "--model tester/base --license mit --lora --output-dir adapter --hub-model-id tester/adapter",
+    "--model tiny --layout llama --output-dir trained",
+):
+    train(*parse_arguments(f"{shared} {words}".split()))
+"""
 
 
-def test_trained_adapter_is_pushed_with_its_card(hub, folder):
-    arguments = ("tester/adapter", "--model", "tester/base", "--license", "mit", "--lora", "--output-dir", "adapter")
-    hub.repositories["tester/base"] = hub.repositories["tester/baichuan"]
-    result = run(hub, folder, *TRAIN, *arguments)
+def test_what_is_trained_is_pushed_with_its_card(hub, folder):
+    base = {path.name: path.read_bytes() for path in (folder / "rope").iterdir()}
+    hub.repositories["tester/base"] = Repository({"main": base})
+    result = run(hub, folder, "-c", TRAIN)
     assert result.returncode == 0, result.stderr
+
     files = hub.repositories["tester/adapter"].branches["main"]
-    assert {"adapter_model.safetensors", "adapter_config.json", "base_config/config.json", "tokenizer.json"} <= set(
-        files
-    )
+    expected = {"adapter_model.safetensors", "adapter_config.json", "base_config/config.json", "tokenizer.json"}
+    assert expected <= set(files)
     card = ModelCard(files["README.md"].decode())
     assert (card.data.base_model, card.data.license, card.data.library_name) == ("tester/base", "mit", "peft")
     assert 'folder = "tester/adapter"' in card.text
     assert "load_adapted(folder, AutoModelForSequenceClassification)" in card.text
     assert "tester/base" in files["README.zh-CN.md"].decode()
 
-
-def test_training_in_the_layout_of_llama_is_pushed_as_one(hub, folder):
-    arguments = ("tester/trained", "--model", "tiny", "--layout", "llama", "--output-dir", "trained")
-    result = run(hub, folder, *TRAIN, *arguments)
-    assert result.returncode == 0, result.stderr
     files = hub.repositories["tester/trained"].branches["main"]
     assert json.loads(files["config.json"])["architectures"] == ["LlamaForSequenceClassification"]
     assert "import baichuan_hf" not in files["README.md"].decode()
