@@ -89,7 +89,7 @@ CLI_OPTIONS = {
     "bench ratio": {"--before", "--device", "--label", "--rounds", "--rows", "--shape"},
     "bench scaling": {"--device", "--kind", "--picture", "--rounds", "--rows", "--tokens"},
     "bench train": {"--at-once", "--batch-size", "--case", "--device", "--length", "--rounds", "--rows", "--shape"},
-    "card": {"source", "--language", "--output-dir"},
+    "card": {"source", "--language", "--license", "--output-dir"},
     "chat": {"--system"} | RUNNING | SAMPLING,
     "check": {"folder", "--device", "--generate", "--json", "--no-generate"},
     "convert": {

@@ -29,6 +29,11 @@ def list_cards() -> list[str]:
     return sorted(path.stem for path in CARDS.glob("*.yaml")) + list(BUNDLED)
 
 
+def known_metadata(name: str) -> dict[str, Any] | None:
+    """The head of the card of a published model, by its name on the Hub without the owner; None if it is another."""
+    return load_card(name)["metadata"] if (CARDS / f"{name}.yaml").is_file() else None
+
+
 def load_card(source: str) -> dict[str, Any]:
     """The data of a card: of a model by name, or from a YAML file or a folder that holds `card.yaml`.
 

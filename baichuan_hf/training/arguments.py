@@ -102,7 +102,9 @@ class TrainArguments:
         if self.layout != "baichuan" and self.peft and not self.merge:
             raise ValueError(f"--layout {self.layout} is for a whole model: with --lora and --qlora it needs --merge")
         if self.license == "other":
-            raise ValueError("--license other: give license, license_name and license_link in the README.md of --model instead")
+            raise ValueError(
+                "--license other: give license, license_name and license_link in the head of the README.md of --model"
+            )
         if self.from_scratch and self.peft:
             raise ValueError("--lora and --qlora adapt trained weights: with --from-scratch there are none")
         if self.max_length < 1:

@@ -7,18 +7,14 @@ from typing import Any
 
 import torch
 import yaml
-from huggingface_hub import ModelCard, try_to_load_from_cache
-from transformers import PreTrainedModel, Trainer
+from transformers import Trainer
 
-from ..checkpoints import resolve_model
-from ..hub import list_cards, load_card, save_card
-from ..model.modeling_baichuan import AUTO_CLASSES
+from ..hub import save_card
+from ..hub.folder_card import TAGS, auto_class_of, is_hub_name, license_of, loading_code
 from .arguments import TrainArguments
 from .record import chosen_arguments, digest
 
 
-LICENSE_FIELDS = ("license", "license_name", "license_link")
-UNKNOWN = {"license": "unknown"}
 PACKAGES = ("baichuan-hf", "transformers", "torch", "accelerate", "datasets", "peft", "trl", "tokenizers")
 # Metrics that say how fast it went, which is another matter.
 RATES = ("_runtime", "_per_second", "_flos")
@@ -31,44 +27,13 @@ FROM_SCRATCH = {
     "en": "Trained by `baichuan-hf train --task {task}` from random weights, in the shape of `{model}`.",
     "zh": "由 `baichuan-hf train --task {task}` 从随机权重训练，结构同 `{model}`。",
 }
-LOAD_MODEL = """\
-import baichuan_hf
-from transformers import {auto}, AutoTokenizer
-
-folder = "{name}"  # where this card is, or the name of its repository
-tokenizer = AutoTokenizer.from_pretrained(folder)
-model = {auto}.from_pretrained(folder)"""
-LOAD_ADAPTER = """\
-import baichuan_hf
-from baichuan_hf.adapters.loading import load_adapted
-from transformers import {auto}, AutoTokenizer
-
-folder = "{name}"  # where this card is; of a repository: huggingface_hub.snapshot_download("owner/name")
-tokenizer = AutoTokenizer.from_pretrained(folder)
-model = load_adapted(folder, {auto})  # with the base model under it: {base}"""
-LOAD_LLAMA = LOAD_MODEL.removeprefix("import baichuan_hf\n")
-LOAD_REMOTE = LOAD_LLAMA.replace("(folder)", "(folder, trust_remote_code=True)")
-LOADING = {"baichuan": LOAD_MODEL, "remote_code": LOAD_REMOTE, "llama": LOAD_LLAMA}
 
 
 def find_license(arguments: TrainArguments) -> dict[str, str]:
-    """What a card says of the licence: that of --license, else of the model that is trained further, as its own card
-    has it. Nothing is downloaded for it; `unknown` if it is not at hand."""
+    """What a card says of the licence: that of --license, else of the model that is trained further, or `unknown`."""
     if arguments.license:
         return {"license": arguments.license}
-    if arguments.from_scratch:
-        return UNKNOWN
-    source = resolve_model(arguments.model)
-    name = source.removeprefix("baichuan-inc/")
-    if name != source and name in list_cards():
-        metadata = load_card(name)["metadata"]
-    else:
-        card = Path(source) / "README.md" if Path(source).is_dir() else try_to_load_from_cache(source, "README.md")
-        if not isinstance(card, str | Path) or not Path(card).is_file():
-            return UNKNOWN
-        metadata = ModelCard.load(card, ignore_metadata_errors=True).data.to_dict()
-    found = {field: metadata[field] for field in LICENSE_FIELDS if metadata.get(field)}
-    return found if found.get("license", "other") != "other" or len(found) == len(LICENSE_FIELDS) else UNKNOWN
+    return ({} if arguments.from_scratch else license_of(arguments.model)) or {"license": "unknown"}
 
 
 def write_run_card(
@@ -83,20 +48,18 @@ def write_run_card(
     """Write the card of a run in each language, and its data, into `folder`, which holds an adapter or a model."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     base = model.get_base_model() if arguments.peft else model
-    on_hub = not arguments.from_scratch and not Path(resolve_model(arguments.model)).exists()
     pushed = trainer.args.push_to_hub and folder == Path(str(trainer.args.output_dir))
     location = str(trainer.hub_model_id if pushed else folder)
     metadata = {
         **find_license(arguments),
         "library_name": "peft" if adapter else "transformers",
         "pipeline_tag": pipeline_tag,
-        "tags": ["baichuan", "baichuan-hf", *(["lora"] if adapter else [])],
+        "tags": [*TAGS, *(["lora"] if adapter else [])],
     }
-    if on_hub:
+    if not arguments.from_scratch and is_hub_name(arguments.model):
         metadata["base_model"] = arguments.model
     if not Path(arguments.train_file).expanduser().exists():
         metadata["datasets"] = [arguments.train_file]
-    loading = LOAD_ADAPTER if adapter else LOADING[arguments.layout]
     summary = FROM_SCRATCH if arguments.from_scratch else FINE_TUNED
     data = {
         "name": Path(location).name,
@@ -104,7 +67,9 @@ def write_run_card(
         "summary": {
             language: text.format(model=arguments.model, task=arguments.task) for language, text in summary.items()
         },
-        "usage": loading.format(name=location, auto=auto_class_of(base), base=arguments.model),
+        "usage": loading_code(folder).format(
+            name=location, auto=auto_class_of(type(base).__name__), base=arguments.model
+        ),
         "results": results_of(metrics, arguments, pipeline_tag),
         "sections": [
             {"title": {"en": "Data", "zh": "数据"}, "table": data_table(trainer, arguments)},
@@ -126,13 +91,6 @@ def write_run_card(
         ],
     }
     save_card(data, folder)
-
-
-def auto_class_of(model: PreTrainedModel) -> str:
-    """The Auto class that loads it; of a pair, that of transformers' sequence-to-sequence models."""
-    name = type(model).__name__.removeprefix("FSDP")
-    found = (auto for auto, model_class in AUTO_CLASSES.items() if model_class.__name__ == name)
-    return next(found, "AutoModelForSeq2SeqLM")
 
 
 def results_of(metrics: dict[str, float], arguments: TrainArguments, pipeline_tag: str) -> list[dict[str, Any]]:

@@ -6,15 +6,23 @@ import re
 import pytest
 import yaml
 from huggingface_hub import ModelCard
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from baichuan_hf import BaichuanConfig, bundled_checkpoint
 from baichuan_hf.cli.main import app
 from baichuan_hf.hub import CARD_FILES, list_cards, load_card, render_card
 from tests.helpers import REPOSITORY
+from tests.helpers.checkpoint import save_checkpoint
 
 
 PUBLISHED = [name for name in list_cards() if name.startswith("Baichuan")]
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
 
 
 def run(*words):
@@ -127,7 +135,49 @@ def test_card_of_ones_own(tmp_path):
     assert ModelCard.load(tmp_path / "out" / "README.md").data.license == "mit"
 
 
+@pytest.mark.parametrize("layout", ["baichuan", "remote_code", "llama"])
+def test_card_of_a_saved_model(tmp_path, layout):
+    save_checkpoint(tmp_path / "source")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "source")
+    for saved in (AutoModelForCausalLM.from_pretrained(tmp_path / "source"), tokenizer):
+        saved.save_pretrained(tmp_path / layout, layout=layout)
+    result = run(tmp_path / layout, "--license", "apache-2.0", "--output-dir", tmp_path / layout)
+    assert result.exit_code == 0, result.output
+    card = ModelCard.load(tmp_path / layout / "README.md")
+    assert (card.data.license, card.data.pipeline_tag) == ("apache-2.0", "text-generation")
+    code = re.search(r"```python\n(.*?)```", card.text, re.DOTALL).group(1)
+    assert ("import baichuan_hf" in code) == (layout == "baichuan")
+    assert ("trust_remote_code=True" in code) == (layout == "remote_code")
+    exec(code, names := {})
+    assert type(names["model"]).__name__ == ("LlamaForCausalLM" if layout == "llama" else "BaichuanForCausalLM")
+
+
+def test_card_of_an_adapter_names_its_base_and_how_to_load_it(tmp_path):
+    save_checkpoint(tmp_path / "base")
+    (tmp_path / "base" / "README.md").write_text("---\nlicense: mit\n---\n")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=4)).save_pretrained(tmp_path / "adapter")
+    text = run(tmp_path / "adapter").stdout
+    assert "license: mit" in text
+    assert f"A PEFT adapter for `{tmp_path}/base`." in text
+    assert "| `r` | 4 |" in text
+    exec(re.search(r"```python\n(.*?)```", text, re.DOTALL).group(1), names := {})
+    assert type(names["model"]).__name__ == "PeftModelForCausalLM"
+
+    file = tmp_path / "adapter" / "adapter_config.json"
+    for base in ("baichuan-inc/Baichuan2-7B-Base", "/on/another/machine"):
+        values = json.loads(file.read_text()) | {"base_model_name_or_path": base}
+        file.write_text(json.dumps(values))
+        result = run(tmp_path / "adapter")
+        if base.startswith("baichuan-inc"):
+            assert "license_name: baichuan2-community-license" in result.stdout
+            assert f"base_model: {base}\n" in result.stdout
+        else:
+            assert "The card of adapter has no licence" in result.stderr
+
+
 def test_what_is_no_card_is_named(tmp_path):
     assert "nothing: no such file, and no model with a card; those are Baichuan-13B-Base" in run("nothing").stderr
+    assert "holds neither card.yaml nor a model or adapter" in run(tmp_path).stderr
     (tmp_path / "card.yaml").write_text("- a list")
     assert "holds no card: it needs the fields `name` and `metadata`" in run(tmp_path).stderr

@@ -95,7 +95,7 @@ def test_unknown_licence_is_said_to_be_and_not_pushed(folder, tmp_path, card):
     ("values", "message"),
     [
         ({"layout": "llama", "lora": True}, "--layout llama is for a whole model: .* needs --merge"),
-        ({"license": "other"}, "license_name and license_link in the README.md of --model"),
+        ({"license": "other"}, "license_name and license_link in the head of the README.md of --model"),
         ({"layout": "llama", "model": "tiny-alibi"}, "position_embedding_type='alibi' cannot become Llama"),
     ],
 )
