@@ -6,6 +6,7 @@ processor names AMX instructions that the machine does not let through.)
 """
 
 import gc
+import itertools
 import json
 import shutil
 
@@ -123,8 +124,9 @@ def test_computes_what_the_original_code_does(name, original_depth, kind, read, 
 def test_trained_checkpoints(name, kind, read, tmp_path):
     options, tolerance = KINDS[kind]
     folder = bundled_checkpoint(name)
-    text = (REPOSITORY / "README.zh-CN.md").read_text(encoding="utf-8")
-    ids = torch.tensor(AutoTokenizer.from_pretrained(folder)(text[:2000]).input_ids[:900])
+    texts = json.loads((REPOSITORY / "baichuan_hf/training/tiny/held_out.json").read_text(encoding="utf-8"))
+    text = "\n".join(itertools.chain.from_iterable(zip(*texts.values(), strict=False)))
+    ids = torch.tensor(AutoTokenizer.from_pretrained(folder)(text).input_ids[:900])
     reader = read(convert_to_gguf(folder, tmp_path / "model.gguf", **options).file, n_ctx=1024)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     with torch.no_grad():
@@ -134,6 +136,7 @@ def test_trained_checkpoints(name, kind, read, tmp_path):
     same = (found.argmax(-1) == expected.argmax(-1)).float().mean().item()
     difference = (found - expected).abs().max().item()
     print(f"{name} {kind}: {difference:.2g} of {expected.abs().max():.3g}, argmax {same:.3f}, losses {losses}")
+    assert same > 0.95
     assert difference < tolerance
     assert abs(losses[0] - losses[1]) < 0.02
     settings = {"max_new_tokens": 40, "do_sample": False, "repetition_penalty": 1.0, "eos_token_id": None}
@@ -209,3 +212,23 @@ def test_tokenizer_and_chat(kind, read, tmp_path):
     llama.create_chat_completion(messages, max_tokens=1)
     prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True).input_ids
     assert seen[: len(prompt)] == prompt
+
+
+def test_spaces_that_are_tokens_by_themselves(read, tmp_path):
+    """Pieces of spaces that the tokenizer's trainer was given, and did not find."""
+    model_files = pytest.importorskip("sentencepiece.sentencepiece_model_pb2")
+    folder = save_checkpoint(tmp_path / "src")
+    model = model_files.ModelProto.FromString((folder / "tokenizer.model").read_bytes())
+    user_defined = {"▁▁", "▁▁▁▁▁▁▁▁"}
+    for piece in model.pieces:
+        if piece.piece in user_defined:
+            piece.type = model_files.ModelProto.SentencePiece.USER_DEFINED
+    (folder / "tokenizer.model").write_bytes(model.SerializeToString())
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    llama = read(convert_to_gguf(folder, tmp_path / "model.gguf").file).llama
+    for spaces in range(20):
+        text = f"if{' ' * spaces}你好"
+        assert llama.tokenize(text.encode(), add_bos=False, special=True) == tokenizer(text).input_ids
+        assert llama.detokenize(tokenizer(text).input_ids).decode() == text
