@@ -81,6 +81,7 @@ CASES: dict[str, Case] = {
             **ADAPTED,
             "Baichuan, compiled": Variant(compiled=True),
             "Baichuan, compiled, half checkpointed": Variant(compiled=True, checkpointed=0.5),
+            "Baichuan, compiled, none checkpointed": Variant(compiled=True, checkpointed=0.0),
         },
     ),
     "qlora": Case("qlora", "7b", 4, 2048, ADAPTED),
