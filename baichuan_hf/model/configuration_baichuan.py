@@ -87,6 +87,8 @@ class BaichuanConfig(PreTrainedConfig):
         type_vocab_size: Number of segment embeddings (BERT).
         is_causal: Whether a token sees only itself and what stands before it; False makes an encoder.
         add_pooling_layer: Whether `BaichuanModel` pools the first token through a dense layer and tanh (BERT).
+        classifier_pooling: What `BaichuanForSequenceClassification` goes by: `"token"`, a text's last token, in an
+            encoder its first; or `"mean"`, the mean over its tokens.
         add_cross_attention: Whether the layers also attend to an encoder, inside `EncoderDecoderModel`.
         cross_attention_hidden_size: Width of that encoder; defaults to `hidden_size`.
         num_decoder_layers: For an encoder with `"deep_norm"` that feeds a decoder: the decoder's number of layers.
@@ -167,6 +169,7 @@ class BaichuanConfig(PreTrainedConfig):
     type_vocab_size: int = 0
     is_causal: bool = True
     add_pooling_layer: bool = False
+    classifier_pooling: Literal["token", "mean"] = "token"
     add_cross_attention: bool = False
     cross_attention_hidden_size: int | None = None
     num_decoder_layers: int | None = None
@@ -369,6 +372,8 @@ class BaichuanConfig(PreTrainedConfig):
             # generate() makes the cache of the cross-attention like the other: a window would forget the encoder.
             decoder = {"attention_type": "softmax", "num_global_tokens": 0, "is_causal": True}
             self._refuse_unless("add_cross_attention", **decoder, sliding_window=None)
+        if self.classifier_pooling == "mean":
+            self._refuse_unless("classifier_pooling", add_pooling_layer=False)
         if self.attention_type != "softmax":
             self._refuse_unless("attention_type", is_causal=False, num_global_tokens=0, sliding_window=None)
         if self.num_global_tokens > 0:

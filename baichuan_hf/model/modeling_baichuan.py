@@ -41,8 +41,8 @@ from .outputs import BaichuanCausalLMOutput, BaichuanMaskedLMOutput, BaichuanMod
 from .patch_embeddings import PatchEmbeddings
 from .position_protocol import Positions
 from .positions import POSITIONS, build_positions
-from .saving import CONVERSIONS, HUB_OPTIONS, Layout, PushToHub, add_code, layout_to_save
 from .quantized import check_quantized
+from .saving import CONVERSIONS, HUB_OPTIONS, Layout, PushToHub, add_code, layout_to_save
 from .tensor_parallel import check_tensor_parallel
 
 
@@ -582,7 +582,8 @@ class BaichuanForMaskedLM(BaichuanPreTrainedModel):
 
 class BaichuanForSequenceClassification(BaichuanPreTrainedModel):
     """Classifies a text, by one label, several, or a number: from the hidden state of its last token, in an encoder
-    from that of its first, pooled if the config has a pooling layer."""
+    from that of its first, pooled if the config has a pooling layer; or from the mean over its tokens
+    (`config.classifier_pooling`)."""
 
     # The loss is the mean over a batch, which Trainer must divide where it accumulates batches: it would take the
     # **kwargs of `forward` for a sign that the model does.
@@ -613,8 +614,8 @@ class BaichuanForSequenceClassification(BaichuanPreTrainedModel):
         """
         Args:
             input_ids: as `attention_mask`, `position_ids`, `past_key_values`, `inputs_embeds`, `token_type_ids` and
-                `use_cache`, those of `BaichuanModel`. The last token is found by the mask, or without one by
-                `config.pad_token_id`.
+                `use_cache`, those of `BaichuanModel`. Which tokens a text has is found by the mask, or without one
+                by `config.pad_token_id`.
             labels: (B,) class indices, (B, num_labels) for several labels, or (B,) or (B, num_labels) numbers for
                 regression, according to `config.problem_type`.
 
@@ -657,27 +658,29 @@ class BaichuanForSequenceClassification(BaichuanPreTrainedModel):
         if outputs.pooler_output is not None:
             return outputs.pooler_output
         hidden_states = outputs.last_hidden_state
+        if self.config.classifier_pooling == "mean":
+            weights = self._is_token(input_ids, attention_mask, hidden_states).to(hidden_states)
+            return (weights[:, None] @ hidden_states)[:, 0] / weights.sum(dim=-1, keepdim=True).clamp(min=1)
         if not self.config.is_causal:
             return first_token(hidden_states, attention_mask)
-        last = self._last_token(input_ids, attention_mask, hidden_states)
+        is_token = self._is_token(input_ids, attention_mask, hidden_states)
+        columns = torch.arange(is_token.shape[1], device=is_token.device)
+        last = (columns * is_token).argmax(dim=-1).to(hidden_states.device)
         return hidden_states[torch.arange(hidden_states.shape[0], device=hidden_states.device), last]
 
-    def _last_token(self, input_ids: Tensor | None, attention_mask: Tensor | None, hidden_states: Tensor) -> Tensor:
-        """The column of each row's last token, (B,), with padding on either side."""
+    def _is_token(self, input_ids: Tensor | None, attention_mask: Tensor | None, hidden_states: Tensor) -> Tensor:
+        """(B, T) booleans, False for padding on either side."""
         if isinstance(attention_mask, Tensor) and attention_mask.ndim == 2:
-            is_token = attention_mask[:, -hidden_states.shape[1] :] != 0
-        elif input_ids is not None and self.config.pad_token_id is not None:
-            is_token = input_ids != self.config.pad_token_id
-        elif hidden_states.shape[0] == 1:
-            is_token = torch.ones(hidden_states.shape[:2], dtype=torch.bool, device=hidden_states.device)
-        else:
-            raise ValueError(
-                f"A batch of {hidden_states.shape[0]} texts was given without attention_mask, and"
-                f" config.pad_token_id is {self.config.pad_token_id}: pass attention_mask (the tokenizer returns it),"
-                " or set config.pad_token_id."
-            )
-        columns = torch.arange(is_token.shape[1], device=is_token.device)
-        return (columns * is_token).argmax(dim=-1).to(hidden_states.device)
+            return attention_mask[:, -hidden_states.shape[1] :] != 0
+        if input_ids is not None and self.config.pad_token_id is not None:
+            return input_ids != self.config.pad_token_id
+        if hidden_states.shape[0] == 1:
+            return torch.ones(hidden_states.shape[:2], dtype=torch.bool, device=hidden_states.device)
+        raise ValueError(
+            f"A batch of {hidden_states.shape[0]} texts was given without attention_mask, and"
+            f" config.pad_token_id is {self.config.pad_token_id}: pass attention_mask (the tokenizer returns it),"
+            " or set config.pad_token_id."
+        )
 
 
 class BaichuanForTokenClassification(GenericForTokenClassification, BaichuanPreTrainedModel):

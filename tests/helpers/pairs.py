@@ -102,7 +102,7 @@ NOT_VARIED = {
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
     *("max_position_embeddings", "model_max_length", "projected_length", "num_random_features", "num_decoder_layers"),
     *("relative_attention_num_buckets", "relative_attention_max_distance", "image_size", "patch_size", "num_channels"),
-    *("rms_norm_eps", "initializer_range", "router_aux_loss_coef", "output_router_logits"),
+    *("classifier_pooling", "rms_norm_eps", "initializer_range", "router_aux_loss_coef", "output_router_logits"),
     *("use_cache", "pad_token_id", "bos_token_id", "eos_token_id", "tokenizer_class"),
 }
 

@@ -5,6 +5,7 @@ import functools
 import pytest
 import torch
 import torch.nn.functional as F
+from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForQuestionAnswering,
@@ -240,3 +241,24 @@ def test_text_generation_pipeline_takes_a_conversation(saved):
     result = generate(messages, do_sample=False, max_new_tokens=4)[0]["generated_text"]
     assert result[0] == messages[0]
     assert result[-1]["role"] == "assistant"
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("is_causal", [True, False], ids=["decoder", "encoder"])
+def test_a_text_is_classified_by_the_mean_over_its_tokens(is_causal, side):
+    model = make(baichuan_hf.BaichuanForSequenceClassification, "rope", is_causal=is_causal, classifier_pooling="mean")
+    ids, mask = padded(side)
+    with torch.no_grad():
+        logits = model(ids, attention_mask=mask).logits
+        assert torch.equal(model(ids, attention_mask=mask.bool()).logits, logits)
+        for row in range(len(LENGTHS)):
+            text = ids[row, mask[row].bool()][None]
+            expected = model.score(model.model(text).last_hidden_state.mean(dim=1))[0]
+            assert (expected - logits[row]).abs().max() < TOLERANCE
+            assert (model(text).logits[0] - logits[row]).abs().max() < TOLERANCE
+
+
+def test_two_ways_to_pool_are_refused():
+    with pytest.raises(StrictDataclassError) as error:
+        tiny_config(is_causal=False, add_pooling_layer=True, classifier_pooling="mean")
+    assert "classifier_pooling='mean' does not go with add_pooling_layer=True" in str(error.value.__cause__)

@@ -1,6 +1,7 @@
 """`--task classify`: one label for each text, several, or a number."""
 
 import functools
+from collections.abc import Callable
 
 from datasets import Dataset, DatasetDict
 from torch.utils.data import Dataset as TorchDataset
@@ -8,11 +9,12 @@ from transformers import AutoModelForSequenceClassification, DataCollatorWithPad
 
 from ...data.augmentation import Augmentation, load_augmentation
 from ..trainer import OrderedTrainer, add_adapters, check_output_dir, load_model, load_tokenizer, train_and_save
-from .classify_arguments import MULTI, ClassifyArguments
+from .classify_arguments import MULTI, SINGLE, ClassifyArguments
 from .few_shot import prompt_recipe
 from .label_metrics import metrics_of
 from .labelled_texts import choose_examples, label_names, load_labelled_texts, problem_type
 from .pseudo_labels import add_pseudo_labels
+from .r_drop import RDropTrainer
 from .recipes import Batch, Recipe, longest_input
 
 
@@ -64,6 +66,11 @@ def _head_recipe(arguments: ClassifyArguments, training_arguments: TrainingArgum
     names = label_names(rows["train"]) or [arguments.label_column]
     tokenizer = load_tokenizer(arguments)
     max_length = longest_input(arguments)
+    make_trainer: Callable[..., Trainer] = OrderedTrainer
+    if arguments.r_drop_alpha:
+        if kind != SINGLE:
+            raise ValueError(f"--r-drop-alpha compares probabilities of one label for each text, and this is {kind}")
+        make_trainer = functools.partial(RDropTrainer, alpha=arguments.r_drop_alpha)
     load = functools.partial(
         load_model,
         AutoModelForSequenceClassification,
@@ -85,7 +92,7 @@ def _head_recipe(arguments: ClassifyArguments, training_arguments: TrainingArgum
         return columns
 
     def build(train: Dataset | TorchDataset, test: Dataset | None, training_arguments: TrainingArguments) -> Trainer:
-        return OrderedTrainer(
+        return make_trainer(
             model=add_adapters(load(arguments), arguments, task_type="SEQ_CLS"),
             args=training_arguments,
             train_dataset=train,

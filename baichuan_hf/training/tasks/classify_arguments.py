@@ -44,8 +44,16 @@ class ClassifyArguments(TrainArguments):
         " text; several are applied in turn."
     )
 
+    r_drop_alpha: float = option(
+        "Weight of R-Drop: each row is passed twice under different dropout, and how far the two answers diverge is"
+        " added to the loss. 0: not at all.",
+        0.0,
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.r_drop_alpha < 0:
+            raise ValueError(f"--r-drop-alpha is {self.r_drop_alpha}; it must be 0 or more")
         if self.problem_type not in (None, *PROBLEM_TYPES):
             raise ValueError(f"--problem-type is {self.problem_type!r}; it must be one of {', '.join(PROBLEM_TYPES)}")
         if not self.label_separator:
@@ -59,6 +67,8 @@ class ClassifyArguments(TrainArguments):
                 raise ValueError("--prompt-template and --verbalizer are those of --few-shot, which is not given")
             return
         self.words()
+        if self.r_drop_alpha:
+            raise ValueError("--r-drop-alpha is for a head of its own, not for the words of --few-shot")
         if self.few_shot < 0:
             raise ValueError(f"--few-shot is {self.few_shot}; it must be 0 or more examples")
         if self.problem_type not in (None, SINGLE):
