@@ -108,6 +108,8 @@ def convert_to_gguf(
     if destination.suffix != ".gguf":
         parts = (metadata.basename, metadata.finetune, metadata.version, metadata.size_label)
         destination /= f"{gguf.naming_convention(metadata.name, *parts, kind)}.gguf"
+    if destination.parent.resolve() == source:
+        raise ValueError(f"{destination} is in the source, which is never changed: name another place.")
     if destination.exists() and not overwrite:
         raise ValueError(f"{destination} exists already: name another file, or pass --overwrite.")
     writer = gguf.GGUFWriter(None, architecture)

@@ -1,12 +1,15 @@
 """`baichuan-hf convert --to gguf`."""
 
 import sys
+from typing import get_args, get_type_hints
 
 import pytest
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from baichuan_hf import bundled_checkpoint
+from baichuan_hf.cli.convert import convert
+from baichuan_hf.conversion.to_gguf import Quantization
 
 
 def test_the_bundled_checkpoint_by_the_command(run, tmp_path):
@@ -42,3 +45,8 @@ def test_missing_package_is_named(run, checkpoint, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
     result = run("convert", checkpoint, tmp_path / "dst", "--to", "gguf")
     assert "pip install 'baichuan-hf[gguf]'" in result.stderr
+
+
+def test_the_command_offers_what_the_function_takes():
+    offered, _ = get_args(get_type_hints(convert)["quantize"])
+    assert get_args(offered) == get_args(Quantization)

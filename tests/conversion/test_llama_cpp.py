@@ -15,7 +15,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from baichuan_hf import BaichuanForCausalLM, bundled_checkpoint
+from baichuan_hf import BaichuanConfig, BaichuanForCausalLM, bundled_checkpoint
 from baichuan_hf.conversion.to_gguf import convert_to_gguf
 from tests.helpers import REPOSITORY, golden_folder, tiny_config
 from tests.helpers.checkpoint import save_checkpoint
@@ -71,18 +71,21 @@ def read():
 
 
 def save_golden(folder, name, num_hidden_layers=None):
-    """The original's weights with the surrogate tokenizer; made deeper by layers that add nothing to their input."""
-    model = load_golden(name).load()
-    if num_hidden_layers is not None:
-        config = type(model.config)(
-            **model.config.to_dict() | {"num_hidden_layers": num_hidden_layers, "layer_types": None}
-        )
-        weights = model.state_dict()
-        model = BaichuanForCausalLM(config)
+    """The original's files with the surrogate tokenizer; made deeper by layers that add nothing to their input."""
+    golden = load_golden(name)
+    if num_hidden_layers is None:
+        shutil.copytree(golden.checkpoint, folder)
+        settings = golden.json("config.json") | golden.config_overrides
+        (folder / "config.json").chmod(0o644)
+        (folder / "config.json").write_text(json.dumps(settings))
+    else:
+        shallow = golden.load()
+        deeper = shallow.config.to_dict() | {"num_hidden_layers": num_hidden_layers, "layer_types": None}
+        model = BaichuanForCausalLM(BaichuanConfig(**deeper))
         for parameter in model.parameters():
             torch.nn.init.zeros_(parameter)
-        assert not model.load_state_dict(weights, strict=False).unexpected_keys
-    model.save_pretrained(folder)
+        assert not model.load_state_dict(shallow.state_dict(), strict=False).unexpected_keys
+        model.save_pretrained(folder)
     for path in golden_folder("tokenizers/baichuan-surrogate").iterdir():
         shutil.copyfile(path, folder / path.name)
     return folder

@@ -315,6 +315,9 @@ def test_a_file_is_replaced_on_request_and_whole(tmp_path, monkeypatch):
     first = file.read_bytes()
     with pytest.raises(ValueError, match="exists already: name another file, or pass --overwrite"):
         convert_to_gguf(folder, file)
+    for inside in (folder, folder / "model.gguf"):
+        with pytest.raises(ValueError, match="is in the source, which is never changed: name another place"):
+            convert_to_gguf(folder, inside)
 
     quantize, calls = gguf.quants.quantize, []
 
