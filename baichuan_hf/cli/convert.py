@@ -118,7 +118,7 @@ def convert(
         print(f"Not part of {read}, left out: {', '.join(left_out)}")
     for sentence in lost:
         print(sentence)
-    print_how_to_load(name, destination)
+    print_how_to_load(name, destination, remote_code=remote_code)
 
 
 def convert_gguf(source: str, destination: str, **options: Any) -> None:
@@ -162,7 +162,7 @@ def model_type_of(folder: str) -> str | None:
     return json.loads(file.read_text(encoding="utf-8")).get("model_type") if file.is_file() else None
 
 
-def print_how_to_load(name: str, folder: str) -> None:
+def print_how_to_load(name: str, folder: str, *, remote_code: bool) -> None:
     from ..model.registration import AUTO_CLASSES
 
     ours = name.replace("Llama", "Baichuan")
@@ -170,7 +170,7 @@ def print_how_to_load(name: str, folder: str) -> None:
         (auto for auto, found in AUTO_CLASSES.items() if found.__name__ == ours), "AutoModelForSeq2SeqLM"
     )
     print("Load it:")
-    if ours == name:
+    if ours == name and not remote_code:
         print("    import baichuan_hf")
     print(f"    from transformers import {auto_class}")
-    print(f'    model = {auto_class}.from_pretrained("{folder}")')
+    print(f'    model = {auto_class}.from_pretrained("{folder}"{", trust_remote_code=True" if remote_code else ""})')

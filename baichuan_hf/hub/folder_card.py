@@ -69,6 +69,7 @@ def card_of_folder(folder: Path, license: str | None = None) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: the folder holds none of these.
+        ValueError: the licence is not known.
     """
     config, adapter_config = folder / "config.json", folder / "adapter_config.json"
     file = adapter_config if adapter_config.is_file() else config
@@ -87,6 +88,10 @@ def card_of_folder(folder: Path, license: str | None = None) -> dict[str, Any]:
         if is_hub_name(base):
             metadata["base_model"] = base
     found = {"license": license} if license else license_of(base) if base else {}
+    if not found:
+        raise ValueError(
+            f"The card of {name} has no licence, nor is that of what it is made of known: give --license."
+        )
     summary = {
         "en": f"A PEFT adapter for `{base}`." if base else f"A `{values['model_type']}` model.",
         "zh": f"`{base}` 的 PEFT 适配器。" if base else f"`{values['model_type']}` 模型。",

@@ -223,6 +223,7 @@ def test_code_beside_a_converted_model(run, tmp_path, kind):
     result = run("convert", tmp_path / "src", tmp_path / "dst", "--to", "baichuan", "--remote-code")
     assert result.exit_code == 0, result.output
     assert "the code, for trust_remote_code=True" in result.stdout
+    assert f'from_pretrained("{tmp_path}/dst", trust_remote_code=True)' in result.stdout
     for saved in [*(tmp_path / "saved").glob("*.py"), *(tmp_path / "saved").glob("*config.json")]:
         converted = tmp_path / "dst" / saved.name
         if saved.suffix == ".py":
