@@ -13,7 +13,7 @@ from baichuan_hf.conversion.to_gguf import Quantization
 
 
 def test_the_bundled_checkpoint_by_the_command(run, tmp_path):
-    pytest.importorskip("gguf")
+    pytest.importorskip("gguf", reason="pip install 'baichuan-hf[gguf]'")
     result = run("convert", bundled_checkpoint("tiny"), tmp_path, "--to", "gguf", "--quantize", "q8_0")
     assert result.exit_code == 0, result.output
     (file,) = tmp_path.iterdir()
@@ -24,7 +24,7 @@ def test_the_bundled_checkpoint_by_the_command(run, tmp_path):
 
 
 def test_options_that_do_not_go_together(run, checkpoint, tmp_path):
-    pytest.importorskip("gguf")
+    pytest.importorskip("gguf", reason="pip install 'baichuan-hf[gguf]'")
     model = AutoModelForCausalLM.from_pretrained(checkpoint)
     get_peft_model(model, LoraConfig(target_modules=["W_pack"])).save_pretrained(tmp_path / "adapter")
     words = ["convert", checkpoint, tmp_path / "dst", "--to"]

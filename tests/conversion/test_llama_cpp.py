@@ -22,8 +22,8 @@ from tests.helpers.checkpoint import save_checkpoint
 from tests.helpers.golden import GOLDEN_FAMILIES, TOLERANCE, load_golden, logits_difference
 
 
-pytest.importorskip("gguf")
-llama_cpp = pytest.importorskip("llama_cpp")
+pytest.importorskip("gguf", reason="pip install 'baichuan-hf[gguf]'")
+llama_cpp = pytest.importorskip("llama_cpp", reason="pip install llama-cpp-python")
 pytestmark = pytest.mark.slow
 
 VOCABULARY = 5000  # of the surrogate tokenizer

@@ -19,7 +19,7 @@ from tests.helpers import FAMILIES, golden_folder, tiny_config
 from tests.helpers.checkpoint import save_checkpoint
 
 
-gguf = pytest.importorskip("gguf")
+gguf = pytest.importorskip("gguf", reason="pip install 'baichuan-hf[gguf]'")
 
 TYPES = {"F32": {"dtype": torch.float32}, "F16": {"dtype": torch.float16}, "BF16": {}, "Q8_0": {"quantize": "q8_0"}}
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
