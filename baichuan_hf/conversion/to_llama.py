@@ -86,6 +86,10 @@ def llama_parts(model: PreTrainedModel, state_dict: Mapping[str, Tensor]) -> tup
     config = llama_config(model.config)
     if getattr(model, "is_quantized", False):
         raise ValueError("The model is quantised, so its weights cannot be copied: call model.dequantize() first.")
+    if any(tensor.is_meta for tensor in state_dict.values()):
+        raise ValueError("The model is not in memory (device 'meta'): load it without offloading.")
+    if model._tp_size is not None:
+        raise ValueError("The model is divided among processes: save it as it is, and use `baichuan-hf convert`.")
     if model._hf_peft_config_loaded:
         raise ValueError("The model has adapters: merge them first, or save them and use `baichuan-hf convert`.")
     with torch.device("meta"):

@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard, try_to_load_from_cache
 
 from ..checkpoints import resolve_model
 from ..model.modeling_baichuan import AUTO_CLASSES
-from .model_card import known_metadata
+from .model_card import published_card
 
 
 TAGS = ["baichuan", "baichuan-hf"]
@@ -101,6 +101,7 @@ def card_of_folder(folder: Path, license: str | None = None) -> dict[str, Any]:
         "name": name,
         "metadata": {**found, **{key: value for key, value in metadata.items() if value}},
         "summary": summary,
+        **conditions_of(base, license),
         "usage": loading_code(folder).format(name=folder, auto=auto, base=base),
         "sections": [{"title": {"en": "Settings", "zh": "设置"}, "table": {"columns": ["", ""], "rows": rows}}],
     }
@@ -128,6 +129,12 @@ def is_hub_name(model: str) -> bool:
     return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model) is not None and not Path(model).exists()
 
 
+def conditions_of(base: str | None, license: str | None) -> dict[str, Any]:
+    """The quoted conditions of a published model that another is made of, unless that has a licence of its own."""
+    conditions = None if license or not base else published_card(base).get("conditions")
+    return {"conditions": conditions} if conditions else {}
+
+
 def license_of(model: str) -> dict[str, str]:
     """What the card of a model says of its licence, in the fields of a card's head; {} if that is not at hand.
 
@@ -137,7 +144,7 @@ def license_of(model: str) -> dict[str, str]:
         source = resolve_model(model)
     except FileNotFoundError:  # a folder of another machine
         return {}
-    metadata = known_metadata(source.removeprefix("baichuan-inc/"))
+    metadata = published_card(source).get("metadata")
     if metadata is None:
         card = Path(source) / "README.md" if Path(source).is_dir() else try_to_load_from_cache(source, "README.md")
         if not isinstance(card, str | Path) or not Path(card).is_file():

@@ -29,9 +29,10 @@ def list_cards() -> list[str]:
     return sorted(path.stem for path in CARDS.glob("*.yaml")) + list(BUNDLED)
 
 
-def known_metadata(name: str) -> dict[str, Any] | None:
-    """The head of the card of a published model, by its name on the Hub without the owner; None if it is another."""
-    return load_card(name)["metadata"] if (CARDS / f"{name}.yaml").is_file() else None
+def published_card(model: str) -> dict[str, Any]:
+    """The data of the card of a published model, by its name on the Hub; {} if it is another."""
+    name = model.removeprefix("baichuan-inc/")
+    return load_card(name) if name != model and name in list_cards() else {}
 
 
 def load_card(source: str) -> dict[str, Any]:

@@ -101,6 +101,8 @@ class TrainArguments:
             raise ValueError("--merge folds adapters into the model: it needs --lora or --qlora")
         if self.layout != "baichuan" and self.peft and not self.merge:
             raise ValueError(f"--layout {self.layout} is for a whole model: with --lora and --qlora it needs --merge")
+        if self.layout == "llama" and self.tensor_parallel_size > 1:
+            raise ValueError("--layout llama needs the whole model: with --tensor-parallel-size convert it afterwards")
         if self.license == "other":
             raise ValueError(
                 "--license other: give license, license_name and license_link in the head of the README.md of --model"

@@ -10,9 +10,9 @@ import yaml
 from transformers import Trainer
 
 from ..hub import save_card
-from ..hub.folder_card import TAGS, auto_class_of, is_hub_name, license_of, loading_code
+from ..hub.folder_card import TAGS, auto_class_of, conditions_of, is_hub_name, license_of, loading_code
 from .arguments import TrainArguments
-from .record import chosen_arguments, digest
+from .record import chosen_arguments, digest, read_arguments
 
 
 PACKAGES = ("baichuan-hf", "transformers", "torch", "accelerate", "datasets", "peft", "trl", "tokenizers")
@@ -58,7 +58,7 @@ def write_run_card(
     }
     if not arguments.from_scratch and is_hub_name(arguments.model):
         metadata["base_model"] = arguments.model
-    if not Path(arguments.train_file).expanduser().exists():
+    if is_hub_name(arguments.train_file):
         metadata["datasets"] = [arguments.train_file]
     summary = FROM_SCRATCH if arguments.from_scratch else FINE_TUNED
     data = {
@@ -67,6 +67,7 @@ def write_run_card(
         "summary": {
             language: text.format(model=arguments.model, task=arguments.task) for language, text in summary.items()
         },
+        **conditions_of(None if arguments.from_scratch else arguments.model, arguments.license),
         "usage": loading_code(folder).format(
             name=location, auto=auto_class_of(type(base).__name__), base=arguments.model
         ),
@@ -95,12 +96,12 @@ def write_run_card(
 
 def results_of(metrics: dict[str, float], arguments: TrainArguments, pipeline_tag: str) -> list[dict[str, Any]]:
     """What was measured on the rows held out, as rows of a card."""
-    source = arguments.eval_file or arguments.train_file
+    source = name_of(arguments.eval_file or arguments.train_file)
     return [
         {
             "task_type": pipeline_tag,
-            "dataset_name": Path(source).name,
-            "dataset_type": Path(source).stem,
+            "dataset_name": source,
+            "dataset_type": source,
             "metric_type": key.removeprefix("eval_"),
             "metric_value": round(float(value), 4),
         }
@@ -110,19 +111,22 @@ def results_of(metrics: dict[str, float], arguments: TrainArguments, pipeline_ta
 
 
 def data_table(trainer: Trainer, arguments: TrainArguments) -> dict[str, Any]:
+    """What the rows are from, by the names of the files; where those lie is among the arguments."""
     train, test = arguments.train_file, arguments.eval_file
-    rows = [[{"en": "trained on", "zh": "训练"}, train, count(trainer.train_dataset), f"`{digest(train)}`"]]
+    recorded = read_arguments(Path(str(trainer.args.output_dir)))
+    sha = f"`{recorded[1]}`" if recorded else ""
+    rows = [[{"en": "trained on", "zh": "训练"}, name_of(train), count(trainer.train_dataset), sha]]
     if trainer.eval_dataset is not None:
-        source = test or {"en": f"{arguments.eval_fraction} of it", "zh": f"其中 {arguments.eval_fraction}"}
-        sha = f"`{digest(test)}`" if test else ""
+        share = {"en": f"{arguments.eval_fraction} of it", "zh": f"其中 {arguments.eval_fraction}"}
+        source, sha = (name_of(test), f"`{digest(test)}`") if test else (share, "")
         rows.append([{"en": "evaluated on", "zh": "评测"}, source, count(trainer.eval_dataset), sha])
-    columns = [
-        "",
-        {"en": "from", "zh": "来源"},
-        {"en": "rows, as the model sees them", "zh": "模型所见行数"},
-        "sha256",
-    ]
-    return {"columns": columns, "words": [1, 2, 4], "rows": rows}
+    seen = {"en": "rows, as the model sees them", "zh": "模型所见行数"}
+    return {"columns": ["", {"en": "from", "zh": "来源"}, seen, "sha256"], "words": [1, 2, 4], "rows": rows}
+
+
+def name_of(source: str) -> str:
+    """Of a file or folder its name, of a data set on the Hub all."""
+    return source if is_hub_name(source) else Path(source).name
 
 
 def count(rows: Any) -> str:

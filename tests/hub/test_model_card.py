@@ -172,6 +172,8 @@ def test_card_of_an_adapter_names_its_base_and_how_to_load_it(tmp_path):
         if base.startswith("baichuan-inc"):
             assert "license_name: baichuan2-community-license" in result.stdout
             assert f"base_model: {base}\n" in result.stdout
+            assert "The Daily Active Users (DAU)" in result.stdout
+            assert "DAU" not in run(tmp_path / "adapter", "--license", "mit").stdout
         else:
             assert "The card of adapter has no licence" in result.stderr
 

@@ -42,7 +42,7 @@ def test_card_says_what_was_done_and_how_to_load_it(folder, tmp_path):
     results = {row.metric_type: row.metric_value for row in card.data.eval_results}
     assert results["accuracy"] == round(metrics["eval_accuracy"], 4)
     assert "runtime" not in str(results)
-    assert f"trained on | {folder}/reviews.csv | 38 | `" in card.text
+    assert "trained on | reviews.csv | 38 | `" in card.text
     assert "evaluated on | 0.2 of it | 10 |" in card.text
     assert "![loss](loss.png)" in card.text
     assert (tmp_path / "out" / "loss.png").is_file()
@@ -95,6 +95,7 @@ def test_unknown_licence_is_said_to_be_and_not_pushed(folder, tmp_path, card):
     ("values", "message"),
     [
         ({"layout": "llama", "lora": True}, "--layout llama is for a whole model: .* needs --merge"),
+        ({"layout": "llama", "tensor_parallel_size": 2}, "with --tensor-parallel-size convert it afterwards"),
         ({"license": "other"}, "license_name and license_link in the head of the README.md of --model"),
         ({"layout": "llama", "model": "tiny-alibi"}, "position_embedding_type='alibi' cannot become Llama"),
     ],
