@@ -37,6 +37,11 @@ HOW_TO_LOAD: dict[Layout, str] = {
     "llama": "In the layout of Llama: transformers loads it with nobody's code.",
 }
 
+ADAPTER = (
+    "A PEFT adapter for `{base}`: load that model after `import baichuan_hf`, and put this on it by"
+    " `PeftModel.from_pretrained`."
+)
+
 _layout: ContextVar[Layout | None] = ContextVar("layout", default=None)
 
 
@@ -145,7 +150,7 @@ class PushToHub:
             card = create_and_tag_model_card(repo_id, tags, token=token)
             if "[More Information Needed]" in card.text:
                 # transformers' form with nothing filled in: there was no card.
-                card.text = f"\n# {repo_id.rpartition('/')[2]}\n\n{HOW_TO_LOAD[layout]}\n"
+                write_short_card(card, repo_id, Path(folder), layout)
             card.save(Path(folder) / "README.md")
             return self._upload_modified_files(  # type: ignore[attr-defined]
                 folder,
@@ -157,6 +162,17 @@ class PushToHub:
                 create_pr=create_pr,
                 revision=revision,
             )
+
+
+def write_short_card(card: Any, repo_id: str, folder: Path, layout: Layout) -> None:
+    """Say in `card` how to load what is in `folder`."""
+    how_to_load = HOW_TO_LOAD[layout]
+    adapter = folder / "adapter_config.json"
+    if adapter.is_file():
+        base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
+        card.data.base_model, card.data.library_name = base, "peft"
+        how_to_load = ADAPTER.format(base=base)
+    card.text = f"\n# {repo_id.rpartition('/')[2]}\n\n{how_to_load}\n"
 
 
 @contextmanager

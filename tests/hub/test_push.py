@@ -43,6 +43,7 @@ def run(hub: Hub, folder: Path, *command: str, **environment: str) -> subprocess
 
 PUSH = """
 import baichuan_hf
+from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained("rope")
@@ -54,6 +55,8 @@ for layout in ("baichuan", "remote_code", "llama"):
     tokenizer.push_to_hub(name, layout=layout, commit_message="Tokenizer")
 model.push_to_hub("tester/llama", revision="v2")
 tokenizer.save_pretrained("saved", push_to_hub=True, repo_id="tokenizer-only", layout="remote_code")
+model.add_adapter(LoraConfig(target_modules=["W_pack"]))
+model.push_to_hub("injected")
 """
 LOAD = """
 import sys
@@ -95,6 +98,12 @@ def test_all_layouts_arrive_and_load_elsewhere(hub, folder):
         "baichuan",
     ]
     assert "tokenization_baichuan.py" in hub.repositories["tester/tokenizer-only"].branches["main"]
+
+    injected = hub.repositories["tester/injected"].branches["main"]
+    card = ModelCard(injected["README.md"].decode())
+    assert "adapter_model.safetensors" in injected
+    assert (card.data.base_model, card.data.library_name) == ("rope", "peft")
+    assert "A PEFT adapter for `rope`" in card.text
 
     loaded = run(hub, folder, "-c", LOAD)
     assert loaded.returncode == 0, loaded.stderr
