@@ -21,7 +21,7 @@ from ..checkpoints import resolve_model
 from ..model.configuration_baichuan import BaichuanConfig
 from ..model.modeling_baichuan import BaichuanForCausalLM
 from ..quantization import METHODS, quantization_config, quantize_folder
-from ..quantization.folders import size_of
+from ..quantization.folders import size_of, skipped, suitable_layers
 from ..training.tiny.evaluate import bits_per_byte, written_texts
 from .choices import SHAPES, check_choices
 from .rows import append_rows, machine
@@ -41,7 +41,7 @@ class Candidate(NamedTuple):
     method: str
     head: bool
     model: PreTrainedModel
-    bytes: int  # of its file, or of its weights on the device
+    bytes: int  # of its file, or of what it takes on a GPU; else 0
     left: Sequence[str]  # kinds of layers that do not suit the method
 
 
@@ -105,7 +105,7 @@ def measure_quantization(
             "head": int(candidate.head),
             "library": _library(candidate.method),
             "left_as_they_are": " ".join(candidate.left),
-            "megabytes": f"{candidate.bytes / 1e6:.1f}",
+            "megabytes": f"{candidate.bytes / 1e6:.1f}" if candidate.bytes else "",
             "bits_per_byte": _quality(candidate.model, model, eval_file),
             "reads_per_second": f"{READ / reads:.0f}",
             "writes_per_second": f"{WRITTEN / writes:.1f}",
@@ -149,20 +149,21 @@ def _shapes(
     yield Candidate(UNQUANTISED, False, model, _allocated(device), [])
     for method, head in wanted[1:]:
         before = _allocated(device)
-        skip = [] if head else ["lm_head"]
         try:
+            left = suitable_layers(model, method, GROUP_SIZE)[1]
+            settings = quantization_config(method, skip=skipped(left, head=head), group_size=GROUP_SIZE)
             quantised = BaichuanForCausalLM.from_pretrained(
                 None,
                 config=copy.deepcopy(config),
                 state_dict={name: weight.clone() for name, weight in model.state_dict().items()},
                 dtype=torch.bfloat16,
-                quantization_config=quantization_config(method, skip=skip, group_size=GROUP_SIZE),
+                quantization_config=settings,
                 device_map={"": device},
             ).eval()
         except (ImportError, ValueError, RuntimeError) as error:
             report(f"{method}: not measured: {' '.join(str(error).split())[:200]}")
             continue
-        yield Candidate(method, head, quantised, _allocated(device) - before, [])
+        yield Candidate(method, head, quantised, _allocated(device) - before, left)
 
 
 def _allocated(device: torch.device) -> int:

@@ -83,14 +83,16 @@ def quantize_folder(
     kinds, left = suitable_layers(skeleton, method, group_size)
     if head:
         check_head(skeleton.lm_head, method, group_size)
-    # A pattern for a name at the end of a path, which all versions of transformers match alike.
-    skip = [name for name in HEADS if not (head and name == "lm_head")] + [rf"(.*\.)?{name}" for name in left]
     tokenizer = AutoTokenizer.from_pretrained(folder) if has_tokenizer(folder) else None
     if METHODS[method].calibrated and (not texts or tokenizer is None):
         raise ValueError(f"method {method!r} fits the weights to texts: it needs some (--text-file), and a tokenizer.")
     if METHODS[method].calibrated and head:
         raise ValueError(f"method {method!r} quantises layers only: leave out --head.")
-    settings: dict[str, Any] = {"group_size": group_size, "skip": skip, "dtype": dtype or config.dtype}
+    settings: dict[str, Any] = {
+        "group_size": group_size,
+        "skip": skipped(left, head=head),
+        "dtype": dtype or config.dtype,
+    }
     if METHODS[method].calibrated:
         settings |= {"dataset": texts, "tokenizer": tokenizer, "modules": [[name] for name in kinds]}
     options = {
@@ -111,6 +113,12 @@ def quantize_folder(
             tokenizer.save_pretrained(temporary)
     layers = sum(name.endswith(tuple(kinds)) for name, _ in skeleton.base_model.layers.named_modules())
     return Quantized(type(skeleton).__name__, layers + head, left, folded, size_of(folder), size_of(destination))
+
+
+def skipped(left: Sequence[str], *, head: bool) -> list[str]:
+    """What `quantization_config` is to skip: heads (`head`: but a language model's), and these kinds of layers."""
+    # A pattern for a name at the end of a path, which all versions of transformers match alike.
+    return [name for name in HEADS if not (head and name == "lm_head")] + [rf"(.*\.)?{name}" for name in left]
 
 
 def multiples_of(method: str, group_size: int) -> tuple[int, int]:
