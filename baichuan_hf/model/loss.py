@@ -1,6 +1,6 @@
 """The loss of a language model without ever holding its logits: for 125,696 classes they are 0.5 MB a token.
 
-Shape legend: B batch, T tokens, N tokens of the batch, V vocabulary.
+Shape legend: B batch, T tokens, N tokens of the batch, n tokens of a chunk, V vocabulary.
 """
 
 from __future__ import annotations
@@ -10,7 +10,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
+
+from .lm_head import NormHead
 
 
 # Logits that exist at once: 256 MiB of float32.
@@ -33,8 +36,9 @@ def chunked_loss(
 ) -> Tensor:
     """Cross-entropy, and the max-z loss of Baichuan2, of what `head` makes of the hidden states.
 
-    The head runs on a part of the tokens at a time, and once more in the backward pass, so that it may be anything: a
-    plain or normalised one, with adapters, quantised or sharded. Equal to the loss on whole logits, gradients too.
+    A part of the tokens at a time. A plain linear or normalised head gets its gradients in the same pass, as in Liger
+    (Hsu et al. 2024). Any other, with adapters, quantised or sharded, runs once more in the backward pass. Equal to
+    the loss on whole logits, gradients too.
 
     Args:
         head: (n, hidden_size) -> (n, V).
@@ -58,25 +62,149 @@ def chunked_loss(
     states = hidden_states.flatten(0, -2)  # (N, hidden_size)
     targets = labels.flatten().to(states.device)
 
-    def sums(states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        logits = head(states).float()
-        entropy = F.cross_entropy(logits, targets, reduction="sum", label_smoothing=label_smoothing)
-        return entropy, logits.amax(dim=-1).square().sum() if z_loss_weight else entropy.new_zeros(())
-
-    size = max(1, max_logits // vocab_size)
-    parts = [
-        checkpoint(sums, chunk, target, use_reentrant=False, preserve_rng_state=False)
-        for chunk, target in zip(states.split(size), targets.split(size), strict=True)
-    ]
-    entropy, z_loss = (torch.stack(part).sum() for part in zip(*parts, strict=True))
-
     num_labels = (targets != -100).sum()
     if num_items_in_batch is None:
         num_items_in_batch = num_labels
     elif isinstance(num_items_in_batch, Tensor):
         num_items_in_batch = num_items_in_batch.to(states.device)
-    loss = entropy / num_items_in_batch
-    if z_loss_weight:
-        # An average over all positions, weighted with this batch's share of the labels as in `max_z_loss`.
-        loss = loss + z_loss_weight * z_loss / len(states) * (num_labels / num_items_in_batch)
-    return loss
+    # An average over all positions, weighted with this batch's share of the labels as in `max_z_loss`.
+    z_weight = z_loss_weight / len(states) * num_labels if z_loss_weight else None
+    size = max(1, max_logits // vocab_size)
+    total = _one_pass if _is_plain(head) and torch.is_grad_enabled() else _two_passes
+    return total(head, states, targets, z_weight, label_smoothing, size) / num_items_in_batch
+
+
+def _is_plain(head: nn.Module) -> bool:
+    """Whether what the head computes follows from its weight: neither its class nor a hook does anything else."""
+    hooks = head._forward_hooks or head._forward_pre_hooks or "forward" in vars(head)
+    return type(head) in (nn.Linear, NormHead) and type(head.weight) is nn.Parameter and not hooks
+
+
+def _two_passes(
+    head: nn.Module,
+    states: Tensor,
+    targets: Tensor,
+    z_weight: Tensor | None,
+    label_smoothing: float,
+    size: int,
+) -> Tensor:
+    def sums(states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        logits = head(states).float()
+        entropy = F.cross_entropy(logits, targets, reduction="sum", label_smoothing=label_smoothing)
+        return entropy, entropy.new_zeros(()) if z_weight is None else logits.amax(dim=-1).square().sum()
+
+    parts = [
+        checkpoint(sums, chunk, target, use_reentrant=False, preserve_rng_state=False)
+        for chunk, target in zip(states.split(size), targets.split(size), strict=True)
+    ]
+    entropy, z_loss = (torch.stack(part).sum() for part in zip(*parts, strict=True))
+    return entropy if z_weight is None else entropy + z_weight * z_loss
+
+
+def _one_pass(
+    head: nn.Linear,
+    states: Tensor,
+    targets: Tensor,
+    z_weight: Tensor | None,
+    label_smoothing: float,
+    size: int,
+) -> Tensor:
+    if torch.is_autocast_enabled(states.device.type):
+        states = states.to(torch.get_autocast_dtype(states.device.type))
+    normalize = isinstance(head, NormHead)
+    return _LinearCrossEntropy.apply(
+        states, head.weight, head.bias, targets, z_weight, label_smoothing, normalize, size
+    )
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Sum of the losses, and the gradients with it: each chunk's logits turn into their own gradient and are gone.
+
+    A sum and not a mean, whose gradients float16 could not hold before the loss is scaled.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        states: Tensor,  # (N, hidden_size)
+        weight: Tensor,  # (V, hidden_size)
+        bias: Tensor | None,
+        targets: Tensor,  # (N,)
+        z_weight: Tensor | None,
+        label_smoothing: float,
+        normalize: bool,
+        size: int,
+    ) -> Tensor:
+        needs_states, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        matrix = weight.to(states.dtype)
+        scale = None
+        if normalize:
+            norms = torch.linalg.vector_norm(weight, dim=-1, dtype=torch.float32).clamp(min=NormHead.EPS)
+            scale = norms.reciprocal()
+        states_grad = torch.empty_like(states) if needs_states else None
+        # Summed over the chunks in float32, whatever the weight is.
+        weight_grad = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
+        bias_grad = torch.zeros_like(bias, dtype=torch.float32) if needs_bias else None
+        loss = torch.zeros((), dtype=torch.float32, device=states.device)
+
+        for start in range(0, len(states), size):
+            part = slice(start, start + size)
+            chunk, target = states[part], targets[part]
+            logits = F.linear(chunk, matrix).float()  # (n, V)
+            if scale is not None:
+                logits.mul_(scale)
+            if bias is not None:
+                logits.add_(bias)
+            largest, place = logits.max(dim=-1)
+            log_probabilities = logits.log_softmax(dim=-1)
+            del logits
+            entropy = F.nll_loss(log_probabilities, target, reduction="sum")
+            counts = target != -100
+            if label_smoothing:
+                spread = -(log_probabilities.mean(dim=-1) * counts).sum()
+                entropy = (1 - label_smoothing) * entropy + label_smoothing * spread
+            loss += entropy
+            if z_weight is not None:
+                loss += largest.square().sum() * z_weight
+
+            gradient = log_probabilities.exp_()
+            if label_smoothing:
+                gradient.sub_(label_smoothing / gradient.shape[-1])
+            expected = torch.full_like(largest, label_smoothing - 1)[:, None]
+            gradient.scatter_add_(1, target.clamp(min=0)[:, None], expected)
+            gradient.mul_(counts[:, None])
+            if z_weight is not None:
+                gradient.scatter_add_(1, place[:, None], (2 * z_weight * largest)[:, None])
+            if bias_grad is not None:
+                bias_grad += gradient.sum(dim=0)
+            if scale is not None:
+                gradient.mul_(scale)
+            gradient = gradient.to(states.dtype)
+            if states_grad is not None:
+                torch.mm(gradient, matrix, out=states_grad[part])
+            if weight_grad is not None:
+                weight_grad += gradient.t() @ chunk
+
+        if weight_grad is not None and normalize:
+            # Of a row that is scaled to length 1 only what is at right angles to it counts.
+            along = (weight_grad * weight).sum(dim=-1, dtype=torch.float32) / norms.square()
+            weight_grad.addcmul_(along[:, None], weight, value=-1)
+        ctx.gradients = [states_grad, weight_grad, bias_grad]
+        ctx.dtypes = [states.dtype, weight.dtype, None if bias is None else bias.dtype]
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, loss_grad: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.gradients is None:
+            raise RuntimeError(
+                "The gradients of this loss are gone after the first backward(), whatever retain_graph says: pass"
+                " skip_logits=False to keep the logits instead."
+            )
+        # Given away, so that autograd need not copy them.
+        gradients, ctx.gradients = ctx.gradients, None
+        scaled = [
+            None if gradient is None else gradient.mul_(loss_grad).to(dtype)
+            for gradient, dtype in zip(gradients, ctx.dtypes, strict=True)
+        ]
+        return (*scaled, *[None] * 5)

@@ -129,3 +129,52 @@ def test_compiles_without_a_break():
     model, inputs = make().eval(), batch()
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(**inputs, skip_logits=True).loss, model(**inputs).loss)
+
+
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"num_items_in_batch": 31}], ids=str)
+@pytest.mark.parametrize("bias", [False, True], ids=["", "bias"])
+@pytest.mark.parametrize("settings", HEADS.values(), ids=HEADS)
+def test_one_pass_gives_the_gradients_of_two(settings, bias, options):
+    """A head with a hook runs again in the backward pass."""
+    model = make(**settings, lm_head_bias=bias)
+    once, found = loss_and_gradients(model, **batch(), **options, skip_logits=True)
+    model.lm_head.register_forward_hook(lambda *_: None)
+    twice, expected = loss_and_gradients(model, **batch(), **options, skip_logits=True)
+    torch.testing.assert_close(once.loss, twice.loss)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("trained", ["head", "body"])
+def test_a_part_of_the_weights_is_trained(trained):
+    model, inputs = make(normalize_lm_head=True), batch()
+    model.requires_grad_(False)
+    (model.lm_head if trained == "head" else model.model).requires_grad_(True)
+    _, expected = loss_and_gradients(model, **inputs)
+    _, found = loss_and_gradients(model, **inputs, skip_logits=True)
+    assert len(found) == len(expected) > 0
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_gradients_under_autocast(dtype):
+    """As near to those of float32 as the plain loss's, also where a mean's would vanish in float16."""
+    model, inputs = make(normalize_lm_head=True), {**batch(), "num_items_in_batch": 2**20}
+    _, exact = loss_and_gradients(model, **inputs)
+
+    def error(**options):
+        model.zero_grad()
+        with torch.autocast("cpu", dtype):
+            loss = model(**inputs, **options).loss
+        (loss * 2**16).backward()
+        found = {name: weight.grad / 2**16 for name, weight in model.named_parameters()}
+        assert all(gradient.isfinite().all() for gradient in found.values())
+        return sum((found[name] - exact[name]).norm() / exact[name].norm() for name in exact) / len(exact)
+
+    assert error(skip_logits=True) < 1.5 * error() < 0.2
+
+
+def test_the_gradients_are_given_once():
+    loss = make()(**batch(), skip_logits=True).loss
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="skip_logits=False"):
+        loss.backward()
