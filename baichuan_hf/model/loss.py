@@ -5,7 +5,7 @@ Shape legend: B batch, T tokens, N tokens of the batch, n tokens of a chunk, V v
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -70,11 +70,13 @@ def chunked_loss(
     # An average over all positions, weighted with this batch's share of the labels as in `max_z_loss`.
     z_weight = z_loss_weight / len(states) * num_labels if z_loss_weight else None
     size = max(1, max_logits // vocab_size)
-    total = _one_pass if _is_plain(head) and torch.is_grad_enabled() else _two_passes
-    return total(head, states, targets, z_weight, label_smoothing, size) / num_items_in_batch
+    options = (states, targets, z_weight, label_smoothing, size)
+    if torch.is_grad_enabled() and _is_plain(head):
+        return _one_pass(head, *options) / num_items_in_batch
+    return _two_passes(head, *options) / num_items_in_batch
 
 
-def _is_plain(head: nn.Module) -> bool:
+def _is_plain(head: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether what the head computes follows from its weight: neither its class nor a hook does anything else."""
     hooks = head._forward_hooks or head._forward_pre_hooks or "forward" in vars(head)
     return type(head) in (nn.Linear, NormHead) and type(head.weight) is nn.Parameter and not hooks
