@@ -87,15 +87,22 @@ def load_model(
         else:
             config = AutoConfig.from_pretrained(resolve_model(arguments.model), **config_values, dtype="float32")
         return auto_class.from_config(config)
+    if arguments.qlora:
+        # Not as None otherwise: a folder that is quantised already would forget that it is.
+        config_values["quantization_config"] = _nf4(auto_class, arguments, training_arguments)
     model, loading = auto_class.from_pretrained(
         resolve_model(arguments.model),
         dtype=torch.bfloat16 if arguments.peft and training_arguments.bf16 else torch.float32,
-        quantization_config=_nf4(auto_class, arguments, training_arguments) if arguments.qlora else None,
         distributed_config=_mesh(arguments.tensor_parallel_size, training_arguments.world_size),
         output_loading_info=True,
         **config_values,
     )
     model.new_weights = sorted(loading["missing_keys"])
+    if arguments.merge and not arguments.qlora and getattr(model, "is_quantized", False):
+        raise ValueError(
+            f"--merge: {arguments.model} is quantised. Train without, and merge into the model that it was made from:"
+            f" baichuan-hf convert MODEL DST --to baichuan --adapter {training_arguments.output_dir}"
+        )
     return model
 
 
@@ -134,12 +141,13 @@ def add_adapters(
     head, and the embeddings of `new_tokens`."""
     if not arguments.peft:
         return model
-    if arguments.qlora:
-        if stacked := [name for name, parameter in model.named_parameters() if parameter.ndim == 3]:
-            raise ValueError(
-                f"--qlora quantises linear layers, but the experts of this model are not ({stacked[0]} and"
-                f" {len(stacked) - 1} more), and would be trained around in float32: use --lora"
-            )
+    stacked = [name for name, parameter in model.named_parameters() if parameter.ndim == 3]
+    if arguments.qlora and stacked:
+        raise ValueError(
+            f"--qlora quantises linear layers, but the experts of this model are not ({stacked[0]} and"
+            f" {len(stacked) - 1} more), and would be trained around in float32: use --lora"
+        )
+    if getattr(model, "is_quantized", False):
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     names = {name.rpartition(".")[2]: module for name, module in model.named_modules()}
     # A language model's own head is trained already, and large.

@@ -10,9 +10,11 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TorchAoConfig
 
 from baichuan_hf import BaichuanForCausalLM, BaichuanForSequenceClassification
 from baichuan_hf.checking import check_folder
+from baichuan_hf.conversion.baichuan_folders import convert_baichuan_folder
 from baichuan_hf.quantization import METHODS, quantization_config, quantize_folder
+from baichuan_hf.training import LanguageModelArguments, train
 from tests.helpers import FAMILIES, tiny_config
-from tests.helpers.checkpoint import save_checkpoint
+from tests.helpers.checkpoint import quiet_arguments, save_checkpoint
 
 
 IDS = torch.arange(3, 60).reshape(3, 19)
@@ -198,3 +200,36 @@ def test_missing_libraries_are_named_with_the_command(source, method, tmp_path, 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=rf"pip install 'baichuan-hf\[{METHODS[method].extra}\]'"):
         quantize_folder(source, tmp_path / "dst", method=method, group_size=32, texts=TEXTS)
+
+
+@pytest.mark.parametrize("method", ["int8", "nf4"])
+def test_what_was_loaded_saves_again(source, method, tmp_path):
+    """transformers' own save refuses this, of a Llama too."""
+    needs(method)
+    quantize_folder(source, tmp_path / "first", method=method)
+    first = AutoModelForCausalLM.from_pretrained(tmp_path / "first")
+    first.save_pretrained(tmp_path / "second", max_shard_size="100KB")
+    assert len(list((tmp_path / "second").glob("*.safetensors"))) > 1
+    expected = logits(AutoModelForCausalLM.from_pretrained(tmp_path / "first"))
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "second")), expected)
+
+
+@pytest.mark.parametrize("method", ["int8", "nf4"])
+def test_trained_by_the_command(source, method, tmp_path):
+    """Adapters over a quantised folder; the full model takes them by `convert`."""
+    needs(method)
+    quantize_folder(source, tmp_path / "quantised", method=method)
+    file = tmp_path / "x.txt"
+    file.write_text("\n\n".join(TEXTS), encoding="utf-8")
+
+    def arguments(**values):
+        settings = {"task": "pretrain", "train_file": str(file), "eval_fraction": 0, "max_length": 32, "lora": True}
+        return LanguageModelArguments(model=str(tmp_path / "quantised"), **settings | values)
+
+    losses = train(arguments(), quiet_arguments(tmp_path / "out", max_steps=30, learning_rate=1e-2))
+    assert losses["train_loss"] < 8  # that of a guess is ln(5024) = 8.5
+    with pytest.raises(ValueError, match=r"is quantised\. Train without, and merge into .* --adapter .*out"):
+        train(arguments(merge=True), quiet_arguments(tmp_path / "out2", max_steps=1))
+    convert_baichuan_folder(source, tmp_path / "merged", to="baichuan", adapter=tmp_path / "out")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert not torch.equal(logits(merged), logits(AutoModelForCausalLM.from_pretrained(source)))
