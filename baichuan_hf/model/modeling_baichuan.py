@@ -120,6 +120,9 @@ class BaichuanPreTrainedModel(PushToHub, PreTrainedModel):
         has no such layout.
         """
         layout = layout_to_save(self, save_directory, layout)
+        if getattr(self, "is_quantized", False):
+            # What a quantiser does on loading transformers cannot revert (5.16 to 5.23): a second save would fail.
+            kwargs.setdefault("save_original_format", False)
         if not is_main_process:
             super().save_pretrained(save_directory, False, state_dict, *args, **kwargs)
             return
