@@ -146,13 +146,13 @@ def _check_values(weights: Mapping[str, Weight], config: BaichuanConfig, report:
     if broken:
         report.error(
             PART,
-            f"{len(broken)} hold NaN or infinity: {_first(broken)}",
+            f"NaN or infinity in {_first(broken)}",
             "take an earlier checkpoint; in float16 numbers above 65,504 overflow: train and save in bfloat16",
         )
     if zero:
         report.error(
             PART,
-            f"{len(zero)} are zero throughout: {_first(zero)}",
+            f"zero throughout: {_first(zero)}",
             "take an earlier checkpoint, or download the folder again: the save was cut off, or was of empty shards"
             " (DeepSpeed ZeRO-3, FSDP)",
         )
@@ -167,4 +167,4 @@ def _note_zero_rows(name: str, tensor: Tensor, config: BaichuanConfig, report: R
 
 
 def _first(names: list[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

@@ -20,7 +20,7 @@ from ..model.configuration_baichuan import BaichuanConfig
 from .architecture import check_class
 from .convert import shared_settings
 from .folders import check_folders, copy_processors, has_tokenizer
-from .four_bit import as_saved_today, config_of
+from .four_bit import FourBitWeight, as_saved_today, config_of
 from .llama import LLAMA, baichuan_weights
 from .to_llama import llama_class_name, llama_config, llama_weights, lost_in_training
 from .weight_files import MAX_SHARD_SIZE, Weight, in_dtype, open_weights, weights_of, write_weights
@@ -38,7 +38,7 @@ class Rewritten(NamedTuple):
     dtype: torch.dtype
     copied: list[str]  # what else is in the new folder
     left_out: list[str]  # weights in the files that are no part of the class
-    lost: list[str]  # what training further does otherwise, in sentences
+    lost: list[str]  # what is otherwise than in the source, in sentences
 
 
 def convert_baichuan_folder(
@@ -98,8 +98,9 @@ def convert_baichuan_folder(
     found = next(iter(weights.values())).meta.dtype
     target_config.dtype, target_config.architectures = found, [target_class.__name__]
     parameters = sum(weight.meta.numel() for weight in weights.values())
-    if to == "baichuan":
+    if to == "baichuan" and any(isinstance(weight, FourBitWeight) for weight in weights.values()):
         weights = as_saved_today(weights, target_config)
+        lost = [*lost, "The layers stay in four bits, as bitsandbytes saves them now; --dtype writes plain weights."]
     with written_beside(destination) as folder:
         write_weights(weights, folder, max_shard_size=max_shard_size)
         target_config.save_pretrained(folder)

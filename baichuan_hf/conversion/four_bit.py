@@ -92,21 +92,20 @@ def config_of(source: Path) -> Any:
 
 
 def as_saved_today(weights: Mapping[str, Weight], config: Any) -> dict[str, Weight]:
-    """`weights` with those that are still in four bits as bitsandbytes saves them now, and `config` saying so."""
+    """`weights`, some of which are in four bits, with these as bitsandbytes saves them now, and `config` saying so."""
     written: dict[str, Weight] = {}
-    kept = [weight for weight in weights.values() if isinstance(weight, FourBitWeight)]
     for name, weight in weights.items():
         written |= weight.as_saved_today(name) if isinstance(weight, FourBitWeight) else {name: weight}
-    if kept:
-        _, (_, _, dtype, _, nested, kind, _) = kept[0].parts()
-        # Written out: transformers' BitsAndBytesConfig cannot be built where bitsandbytes is not installed.
-        config.quantization_config = {
-            "quant_method": "bitsandbytes",
-            "load_in_4bit": True,
-            "bnb_4bit_quant_type": kind,
-            "bnb_4bit_use_double_quant": nested is not None,
-            "bnb_4bit_compute_dtype": _name(dtype),
-        }
+    first = next(weight for weight in weights.values() if isinstance(weight, FourBitWeight))
+    _, (_, _, dtype, _, nested, kind, _) = first.parts()
+    # Written out: transformers' BitsAndBytesConfig cannot be built where bitsandbytes is not installed.
+    config.quantization_config = {
+        "quant_method": "bitsandbytes",
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": kind,
+        "bnb_4bit_use_double_quant": nested is not None,
+        "bnb_4bit_compute_dtype": _name(dtype),
+    }
     return written
 
 

@@ -118,8 +118,8 @@ def without(part):
 
 
 WEIGHTS = {
-    "zero": (zero_whole, r"1 are zero throughout: model\.layers\.1\.mlp\.up_proj\.weight", "earlier checkpoint"),
-    "nan": (one_nan, r"1 hold NaN or infinity: \S+0\.self_attn\.W_pack\.weight \(1 of 3,072\)", "save in bfloat16"),
+    "zero": (zero_whole, r"zero throughout: model\.layers\.1\.mlp\.up_proj\.weight", "earlier checkpoint"),
+    "nan": (one_nan, r"NaN or infinity in \S+0\.self_attn\.W_pack\.weight \(1 of 3,072\)", "save in bfloat16"),
     "infinity": (one_infinity, r"lm_head\.weight \(1 of", "float16"),
     "missing": (
         lambda w: {k: w[k] for k in w if "1.mlp.up" not in k},

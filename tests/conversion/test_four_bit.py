@@ -121,6 +121,7 @@ def test_to_files_of_today(nested, tmp_path):
     plain = save(tmp_path / "src", nested, normalize_lm_head=True)
     done = convert_baichuan_folder(tmp_path / "src", tmp_path / "dst", to="baichuan")
     assert done.parameters == sum(weight.numel() for weight in plain.values())
+    assert "stay in four bits" in done.lost[0]
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "dst", dtype=torch.float32)
     for name, weight in plain.items():
         loaded = model.get_parameter(name)
