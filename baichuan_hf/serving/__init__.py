@@ -1,0 +1,1 @@
+"""Baichuan in the engines that serve models."""
