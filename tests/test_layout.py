@@ -85,6 +85,7 @@ CLI_OPTIONS = {
         "--train-file",
         "--workers",
     },
+    "bench loss": {"--device", "--hidden-size", "--rounds", "--rows", "--tokens", "--vocab-size"},
     "bench parallel": {"--batch-size", "--device", "--length", "--processes", "--rows", "--shape", "--steps", "--way"},
     "bench quantization": {
         "--device",

@@ -118,6 +118,33 @@ def scaling(
 
 
 @bench.command()
+def loss(
+    rows: Rows = Path("outputs/bench/loss.csv"),
+    tokens: Annotated[int, typer.Option(min=1, help="Of a step.")] = 8192,
+    hidden_size: Annotated[int, typer.Option(min=1, help="Width of the states before the head.")] = 4096,
+    vocab_size: Annotated[int, typer.Option(min=2, help="Number of classes.")] = 125696,
+    rounds: Annotated[int, typer.Option(min=1, help="Calls of each that count.")] = 10,
+    device: Device = "auto",
+) -> None:
+    """Time and memory of the loss over a large vocabulary: in chunks, on whole logits, by Liger.
+
+    Example: [bold]baichuan-hf bench loss --tokens 512 --hidden-size 512 --rounds 3[/]
+    """
+    from ..benchmarks.loss import loss_table, measure_loss
+
+    measure_loss(
+        rows,
+        tokens=tokens,
+        hidden_size=hidden_size,
+        vocab_size=vocab_size,
+        rounds=rounds,
+        device=_device(device),
+        command=_command(),
+    )
+    Console(highlight=False).print(loss_table(rows))
+
+
+@bench.command()
 def parallel(
     rows: Rows = Path("outputs/bench/parallel.csv"),
     way: Annotated[

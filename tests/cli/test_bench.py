@@ -3,7 +3,7 @@
 import pytest
 
 
-CASES = ["architectures", "ratio", "scaling"]
+CASES = ["architectures", "loss", "ratio", "scaling"]
 
 
 @pytest.mark.parametrize("case", CASES)
