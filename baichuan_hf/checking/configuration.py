@@ -6,8 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import StrictDataclassError
-
 from ..conversion import ARCHITECTURES
 from ..model.chat_templates import USER_TOKEN_ID, chat_generation
 from ..model.checkpoint_files import is_lfs_pointer
@@ -40,17 +38,20 @@ def check_configuration(folder: Path, report: Report) -> BaichuanConfig | None:
     if not file.is_file() or is_lfs_pointer(file):
         return None  # an error among the files
     try:
-        raw: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        report.error(PART, f"config.json is no JSON: {error}", "copy it from the model that this one was made from")
+        raw: dict[str, Any] = dict(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        report.error(
+            PART, f"config.json is no JSON object: {error}", "copy it from the model that this one was made from"
+        )
         return None
     if (kind := raw.get("model_type")) != BaichuanConfig.model_type:
         report.error(PART, f"model_type is {kind!r}, not 'baichuan'", _way_out_of_type(kind, folder))
         return None
     try:
         config = BaichuanConfig.from_pretrained(folder)
-    except (StrictDataclassError, ValueError, KeyError) as error:
-        report.error(PART, " ".join(str(error).split()), "correct the field in config.json")
+    except Exception as error:  # whatever values of any origin lead to
+        message = " ".join(str(error).split())
+        report.error(PART, message or repr(error), "correct the field in config.json")
         return None
     report.family = family_of(config)
     for name, value in infer_family(raw).items():

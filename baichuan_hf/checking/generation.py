@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from transformers import AutoTokenizer
 
@@ -21,6 +22,15 @@ NEW_TOKENS = 16
 
 def check_generation(folder: Path, config: BaichuanConfig, report: Report, *, device: str = "auto") -> None:
     """Load the model as a user does, and let it compute the logits of a text; a language model writes on greedily."""
+    needed = sum(getattr(torch, dtype).itemsize * count for dtype, count in report.dtypes.items())
+    on_cpu = device == "cpu" or (device == "auto" and not torch.accelerator.is_available())
+    if on_cpu and needed > (free := psutil.virtual_memory().available):
+        report.note(
+            PART,
+            f"not tried: the weights take {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB of memory are free",
+            "run it on a machine with more",
+        )
+        return
     classes = {found.__name__: found for found in AUTO_CLASSES.values()}
     model_class = classes[report.model_class or "BaichuanForCausalLM"]
     if has_tokenizer(folder):

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import dtype as Dtype
+import torch
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedModel
 
@@ -46,7 +46,7 @@ def quantize_folder(
     group_size: int = 128,
     head: bool = False,
     texts: Sequence[str] = (),
-    dtype: Dtype | None = None,
+    dtype: torch.dtype | None = None,
     device: str = "auto",
     overwrite: bool = False,
 ) -> Quantized:
@@ -56,7 +56,7 @@ def quantize_folder(
     NormHead is folded for that: its rows are stored with length 1, which changes no logit but for the rounding.
 
     Args:
-        source: folder, name on the Hub, or `tiny`.
+        source: folder, or `tiny`.
         destination: a new or empty folder, or with `overwrite` one that holds a model.
         method: one of `METHODS`.
         group_size: neighbouring inputs that share a scale, where the method has groups.
@@ -88,18 +88,11 @@ def quantize_folder(
         raise ValueError(f"method {method!r} fits the weights to texts: it needs some (--text-file), and a tokenizer.")
     if METHODS[method].calibrated and head:
         raise ValueError(f"method {method!r} quantises layers only: leave out --head.")
-    settings: dict[str, Any] = {
-        "group_size": group_size,
-        "skip": skipped(left, head=head),
-        "dtype": dtype or config.dtype,
-    }
+    dtype = dtype or config.dtype or torch.float32
+    settings: dict[str, Any] = {"group_size": group_size, "skip": skipped(left, head=head), "dtype": dtype}
     if METHODS[method].calibrated:
         settings |= {"dataset": texts, "tokenizer": tokenizer, "modules": [[name] for name in kinds]}
-    options = {
-        "quantization_config": quantization_config(method, **settings),
-        "dtype": dtype or config.dtype,
-        "device_map": device,
-    }
+    options = {"quantization_config": quantization_config(method, **settings), "dtype": dtype, "device_map": device}
     folded = head and bool(config.normalize_lm_head)
     if folded:
         model = load_folded(folder, type(skeleton), config, **options)

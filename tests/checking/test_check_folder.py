@@ -251,11 +251,12 @@ def test_safetensors_come_before_shards_of_an_earlier_save(folder, tmp_path):
 
 
 CONFIGS = {
-    "json": ({}, r"config\.json is no JSON", "copy it"),
+    "json": ({}, r"config\.json is no JSON object", "copy it"),
     "no-type": ({"model_type": None}, "model_type is None", 'write "model_type": "baichuan"'),
     "old-type": ({"model_type": "Baichuan-M1"}, "'Baichuan-M1'", '"model_type": "baichuan"'),
     "llama": ({"model_type": "llama"}, "'llama', not 'baichuan'", "baichuan-hf convert .* --to baichuan"),
     "other": ({"model_type": "gemma3"}, "'gemma3'", "transformers' own classes"),
+    "list": ({"rope_scaling": [1]}, "list", "correct the field"),
     "value": ({"hidden_act": "swiglu_fast"}, "hidden_act='swiglu_fast' is unknown", "correct the field"),
 }
 
@@ -349,6 +350,14 @@ def test_numbers_that_overflow_are_found_by_the_last_step(folder):
     (error,) = found(check_folder(folder), "error")
     assert error.part == "generation" and "computes NaN or infinity" in error.what
     assert check_folder(folder, generate=False).ok
+
+
+def test_a_model_larger_than_the_memory_is_not_loaded(folder, monkeypatch):
+    monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": 1e5}))
+    report = check_folder(folder, device="cpu")
+    assert report.ok and report.generated is None
+    (note,) = found(report, "note")
+    assert "not tried: the weights take 0.0 GB, 0.0 GB of memory are free" in note.what
 
 
 def test_no_folder():
