@@ -16,6 +16,7 @@ from .chat import chat
 from .check import check
 from .convert import convert
 from .demo import demo
+from .evaluate import evaluate
 from .generate import generate
 from .info import info
 from .prune import prune
@@ -79,6 +80,7 @@ app.command()(generate)
 app.command()(chat)
 app.command()(convert)
 app.command()(check)
+app.command("eval")(evaluate)
 app.command()(prune)
 app.command()(quantize)
 app.command()(info)

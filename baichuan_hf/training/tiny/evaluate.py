@@ -3,15 +3,15 @@
 import gzip
 import json
 import lzma
-import math
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ...evaluation.perplexity import document_stream, stream_bits
 
 
 WRITTEN = Path(__file__).with_name("held_out.json")
@@ -30,21 +30,6 @@ def held_out_texts(valid: Path) -> dict[str, list[str]]:
 def written_texts() -> dict[str, list[str]]:
     """Half a page in each language, written to measure on: the text that every copy of the package has."""
     return json.loads(WRITTEN.read_text(encoding="utf-8"))
-
-
-@torch.inference_mode()
-def stream_bits(model: PreTrainedModel, ids: Sequence[int], *, context: int, batch_size: int = 16) -> float:
-    """Bits that the model spends on `ids[1:]`, read in windows of `context` that overlap by one token."""
-    windows = [ids[start : start + context + 1] for start in range(0, len(ids) - 1, context)]
-    nats = 0.0
-    for start in range(0, len(windows), batch_size):
-        batch = windows[start : start + batch_size]
-        width = max(map(len, batch))
-        # Rows are padded on the right, where a causal model is not disturbed.
-        rows = torch.tensor([[*row, *[-100] * (width - len(row))] for row in batch], device=model.device)
-        logits = model(input_ids=rows[:, :-1].clamp(min=0), use_cache=False).logits.float()
-        nats += torch.nn.functional.cross_entropy(logits.mT, rows[:, 1:], ignore_index=-100, reduction="sum").item()
-    return nats / math.log(2)
 
 
 def unigram_bits(ids: Sequence[int], counts: np.ndarray) -> float:
@@ -66,10 +51,7 @@ def bits_per_byte(
     behind each document; the models write </s> in its place, so all code the same number of bytes.
     """
     data = "".join(f"{document}\n" for document in documents).encode()
-    end = tokenizer.eos_token_id
-    ids = [end]
-    for row in tokenizer(list(documents), return_attention_mask=False, verbose=False)["input_ids"]:
-        ids += [*row, end]
+    ids, _ = document_stream(tokenizer, documents)
     sizes = {
         "model": stream_bits(model, ids, context=model.config.max_position_embeddings),
         "gzip": 8 * len(gzip.compress(data, 9)),
