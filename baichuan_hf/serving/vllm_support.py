@@ -30,8 +30,8 @@ def check_servable(config: BaichuanConfig) -> None:
         raise ValueError(f"position_embedding_type={found!r} cannot be served by vLLM, only {', '.join(POSITIONS)}.")
     if (config.alibi_scaling or {}).get("alibi_type") == "dynamic":
         raise ValueError(
-            "alibi_scaling['alibi_type']='dynamic' cannot be served by vLLM, whose slopes do not follow the length: use"
-            " 'ntk' or 'linear' with a factor."
+            "alibi_scaling['alibi_type']='dynamic' cannot be served by vLLM, whose slopes do not follow the length:"
+            " use 'ntk' or 'linear' with a factor."
         )
 
 
