@@ -16,7 +16,7 @@ MAX_SHARD_SIZE = "5GB"
 
 
 def convert(
-    source: Annotated[str, typer.Argument(help="Checkpoint folder to read.", metavar="SRC")],
+    source: Annotated[str, typer.Argument(help="Checkpoint folder to read, or `tiny`.", metavar="SRC")],
     destination: Annotated[str, typer.Argument(help="Folder to write; for GGUF a file or a folder.", metavar="DST")],
     to: Annotated[Literal["baichuan", "llama", "gguf"], typer.Option(help="What to convert to.")],
     dtype: options.Dtype = "auto",
@@ -67,11 +67,13 @@ def convert(
     """
     import torch
 
+    from ..checkpoints import resolve_model
     from ..conversion.baichuan_folders import convert_baichuan_folder
     from ..conversion.folders import convert_folder
     from ..conversion.lora import is_adapter
     from ..hub import add_remote_code
 
+    source = resolve_model(source)
     if remote_code and (to != "baichuan" or is_adapter(source)):
         raise ValueError("--remote-code is for models that become Baichuan: nothing else needs its code.")
     if is_adapter(source):

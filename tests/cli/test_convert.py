@@ -301,3 +301,9 @@ def test_adapters_and_models_have_options_of_their_own(run, tmp_path, adapter):
     assert "is an adapter: of the options it takes --base, --rank and --overwrite" in result.stderr
     result = run("convert", tmp_path / "src", tmp_path / "dst", "--to", "llama", "--rank", "3")
     assert "--base and --rank are for adapters" in result.stderr
+
+
+def test_the_bundled_model_is_converted_by_its_name(run, tmp_path):
+    result = run("convert", "tiny", tmp_path / "llama", "--to", "llama")
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "llama" / "config.json").read_text())["model_type"] == "llama"
