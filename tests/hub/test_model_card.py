@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+import typer
 import yaml
 from huggingface_hub import ModelCard
 from peft import LoraConfig, get_peft_model
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 
 from baichuan_hf import BaichuanConfig, bundled_checkpoint
 from baichuan_hf.cli.main import app
+from baichuan_hf.evaluation import find_tasks
 from baichuan_hf.hub import CARD_FILES, list_cards, load_card, render_card
 from tests.helpers import REPOSITORY
 from tests.helpers.checkpoint import save_checkpoint
@@ -85,6 +87,33 @@ def test_code_of_the_card_runs(name, capsys):
     assert code.count(f"baichuan-inc/{name}") == 1
     exec(code.replace(f"baichuan-inc/{name}", str(small)), {})
     assert capsys.readouterr().out.strip()
+
+
+def evaluations(name):
+    """The parameters of each `baichuan-hf eval` in a card."""
+    code = next(section["code"] for section in load_card(name)["sections"] if "code" in section)
+    command = typer.main.get_command(app).commands["eval"]
+    lines = [line.partition("#")[0].split() for line in code.splitlines() if line.startswith("baichuan-hf eval ")]
+    return [command.make_context("eval", words[2:]).params for words in lines]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_commands_of_evaluation_are_of_the_published_results(name):
+    published = {row["dataset_name"]: row["note"] for row in load_card(name)["results"]}
+    of_task = {"ceval-valid": "C-Eval", "mmlu": "MMLU", "cmmlu": "CMMLU", "gsm8k": "GSM8K"}
+    asked = {}
+    for parameters in evaluations(name):
+        assert parameters["model"] == f"baichuan-inc/{name}"
+        for task in parameters["task"]:
+            asked[of_task[task]] = f"{parameters['num_fewshot']}-shot"
+    assert {"C-Eval", "MMLU", "CMMLU"} <= asked.keys()
+    for dataset, shots in asked.items():
+        assert published[dataset].startswith(shots)
+
+
+def test_tasks_of_the_cards_are_in_the_harness():
+    pytest.importorskip("lm_eval", reason="pip install 'baichuan-hf[eval]'")
+    find_tasks({task for name in PUBLISHED for parameters in evaluations(name) for task in parameters["task"]})
 
 
 @pytest.mark.parametrize("name", ["tiny", "tiny-alibi"])
