@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from .attention import BaichuanAttention, BaichuanCrossAttention
 from .checkpoint_files import check_loaded_weights, explain_loading_errors, written_beside
 from .configuration_baichuan import BaichuanConfig
 from .experts import load_balancing_loss
+from .fully_sharded import gathered_once
 from .initialization import initialize_projection, mark_projections
 from .layers import BaichuanDecoderLayer
 from .linear_attention import PerformerAttention
@@ -172,7 +174,8 @@ class BaichuanPreTrainedModel(PushToHub, PreTrainedModel):
         with explain_index_error("labels", labels, vocab_size, "vocab_size"):
             if has_labels and (self.skip_logits if skip_logits is None else skip_logits):
                 options = {"vocab_size": vocab_size, "shifted": shifted, "z_loss_weight": z_loss_weight, **kwargs}
-                return None, chunked_loss(head, hidden_states, labels, **options)
+                loss_of = partial(chunked_loss, labels=labels, **options)
+                return None, gathered_once(loss_of, head, hidden_states)
             logits = head(hidden_states[:, slice(-kept, None) if isinstance(kept, int) else kept])
             if not has_labels:
                 return logits, None
