@@ -52,7 +52,7 @@ def measure_loss(
     origin = {**machine(device), "command": command}
     sizes = (tokens, hidden_size, vocab_size, device)
     for normalized, name in {False: "linear", True: "NormHead"}.items():
-        peaks = {way: _peak_of_process(way, normalized, *sizes) for way, _ in _ways(device)}
+        peaks = {way: _in_a_process(functools.partial(_peak, way, normalized, *sizes)) for way, _ in _ways(device)}
         head, states, labels = _inputs(normalized, *sizes)
         actions = {way: functools.partial(_step, loss, head, states, labels) for way, loss in _ways(device)}
         times = interleaved(actions, device, rounds=rounds)
@@ -111,10 +111,10 @@ def _inputs(
     return head, states, torch.randint(vocab_size, (tokens,), device=device)
 
 
-def _peak_of_process(way: str, normalized: bool, *sizes: object) -> int:
-    """In a process of its own: a CPU's memory is only known as the most that a process ever had."""
+def _in_a_process(measure: Callable[[], int]) -> int:
+    """A CPU's memory is only known as the most that a process ever had."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(_peak, way, normalized, *sizes).result()
+        return pool.submit(measure).result()
 
 
 def _peak(way: str, normalized: bool, tokens: int, hidden_size: int, vocab_size: int, device: torch.device) -> int:
