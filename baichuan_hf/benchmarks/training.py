@@ -159,7 +159,7 @@ def measure_training(
         batch_size: rows of a step, likewise.
         length: tokens of a row, likewise.
         rounds: steps of each that count, after two that do not.
-        at_once: models that fit into the device's memory together, the peer among them.
+        at_once: models in the device's memory together, the peer among them; fewer, down to two, if they do not fit.
         device: where to train.
         command: written into every row.
         report: called with a line for each row.
@@ -181,13 +181,24 @@ def measure_training(
         )
         peer: list[str] = []
         waiting = list(case.variants)
+        size = at_once
         while waiting:
-            taken, waiting = waiting[: at_once - len(peer)], waiting[at_once - len(peer) :]
-            times, last, reasons = _take_turns(case, [*peer, *taken], rounds, device)
-            failed += [f"{name}, {variant}: {reason}" for variant, reason in reasons.items()]
+            taken, rest = waiting[: size - len(peer)], waiting[size - len(peer) :]
+            group = [*peer, *taken]
+            times, last, reasons = _take_turns(case, group, rounds, device)
+            lost = [reason for variant, reason in reasons.items() if variant in peer or "out of memory" in reason]
+            if lost and len(group) > 2:
+                size = len(group) - 1
+                report(f"{name}: {'; '.join(reasons)} failed beside each other, so now {size} at once: {lost[0]}")
+                continue
+            waiting = rest
             peer = peer or list(times)[:1]
             for variant in taken:
-                if variant in times:
+                if variant in reasons:
+                    failed.append(f"{name}, {variant}: {reasons[variant]}")
+                elif peer[0] in reasons:
+                    failed.append(f"{name}, {variant}: its peer, {peer[0]}, failed beside it: {reasons[peer[0]]}")
+                else:
                     row = _row(name, case, variant, times[variant], times[peer[0]], last[variant], ceiling)
                     append_rows(rows, [{**row, **origin}])
                     report(f"{name}, {variant}: {row['tokens_per_second']} tokens/s, {row['peak_gib']} GiB")
