@@ -24,7 +24,7 @@ from .timing import milliseconds
 
 
 SHAPES = {name: choices.SHAPES[name] for name in ("tiny", "1b")}
-WAYS = ("ddp", "fsdp2", "tp", "cp")
+WAYS = ("ddp", "fsdp2", "tp")
 # Steps that are not timed: memory is still being laid out in them.
 WARM_UP = 3
 
@@ -78,7 +78,7 @@ def measure_parallel(
                 "result": f"{folder}/{way}.json",
                 "device": device.type,
                 "steps": steps,
-                # Those that divide the model or the rows' tokens see whole batches.
+                # Those that divide each matrix all see the whole batch.
                 "batch_size": batch_size // processes if way in ("ddp", "fsdp2") else batch_size,
                 "data_shape": [4 * batch_size, length],
                 "tensor_parallel_size": processes if way == "tp" else 1,
@@ -118,8 +118,6 @@ def _run(way: str, processes: int, settings: dict[str, Any]) -> dict[str, Any]:
     launcher = {"one": [], "tp": torchrun}.get(way)
     if launcher is None:
         launcher = [*accelerate, f"--config_file={launch_config(way)}"]
-        if way == "cp":
-            launcher.append(f"--parallelism_config_cp_size={processes}")
     command = [sys.executable, *launcher, "-m", "baichuan_hf.benchmarks.parallel_worker", json.dumps(settings)]
     environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
     if settings["device"] == "cpu":
@@ -129,7 +127,7 @@ def _run(way: str, processes: int, settings: dict[str, Any]) -> dict[str, Any]:
         environment["CUDA_VISIBLE_DEVICES"] = environment.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     if process.returncode:
-        lines = [line for line in process.stderr.splitlines() if "Error" in line] or process.stderr.splitlines()
+        lines = [line for line in process.stderr.splitlines() if "Error: " in line] or process.stderr.splitlines()
         raise RuntimeError(" | ".join(line.strip() for line in lines[:3]))
     return json.loads(Path(settings["result"]).read_text(encoding="utf-8"))
 

@@ -148,7 +148,7 @@ def loss(
 def parallel(
     rows: Rows = Path("outputs/bench/parallel.csv"),
     way: Annotated[
-        list[str] | None, typer.Option(help="ddp, fsdp2, tp or cp; may be given often. By default all.")
+        list[str] | None, typer.Option(help="ddp, fsdp2 or tp; may be given often. By default all.")
     ] = None,
     shape: Annotated[str, typer.Option(help="tiny, or 1b: 1.1 billion weights.")] = "1b",
     processes: Annotated[int, typer.Option(min=2, help="That share the work.")] = 2,

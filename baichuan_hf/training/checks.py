@@ -40,6 +40,6 @@ def check_arguments(arguments: TrainArguments, training_arguments: TrainingArgum
         )
     if int(os.environ.get("PARALLELISM_CONFIG_CP_SIZE", "1")) > 1:
         raise ValueError(
-            "context parallelism drops all masks, but the rows of these tasks are packed or padded: use it in a script"
-            " with Trainer whose rows are each one text of full length, for a model of rotary positions"
+            "context parallelism drops all masks, but the rows of these tasks are packed or padded: leave"
+            " parallelism_config_cp_size at 1, and divide the model by --launch-config fsdp2"
         )

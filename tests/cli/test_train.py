@@ -102,7 +102,7 @@ def test_launch_configurations_are_found(run):
     assert yaml.safe_load(Path(path).read_text())["distributed_type"] == "FSDP"
     unknown = run("train", "--launch-config", "zero9")
     assert unknown.exit_code == 1
-    assert "there is cp, ddp, deepspeed_zero2, deepspeed_zero3, fsdp2" in unknown.stderr
+    assert "there is ddp, deepspeed_zero2, deepspeed_zero3, fsdp2" in unknown.stderr
 
 
 def test_context_parallelism_is_refused(run, monkeypatch):
