@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from baichuan_hf.model.loss import chunked_loss
 from baichuan_hf.training import parse_arguments, train
 from baichuan_hf.training.launch import launch_config
 from tests.distributed.gloo import pretend_accelerator
@@ -146,6 +147,8 @@ if __name__ == "__main__":
     root, way = Path(sys.argv[1]), sys.argv[2]
     if way != "ddp":
         pretend_accelerator()
+    # Against one process, whose loss is in one chunk: a few tokens at a time.
+    chunked_loss.__kwdefaults__["max_logits"] = 7 * AutoConfig.from_pretrained(root / "model").vocab_size
     for name in WAYS[way]:
         train(*parse_arguments(words(root, name, way)))
     if way != "tp":
