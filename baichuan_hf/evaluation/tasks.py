@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 def find_tasks(tasks: Sequence[str], include_path: str | None = None) -> Any:
@@ -74,13 +74,21 @@ def run_tasks(
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
-    return simple_evaluate(
-        HFLM(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size),
-        tasks=manager.match_tasks(list(tasks)),
-        num_fewshot=num_fewshot,
-        limit=limit,
-        apply_chat_template=apply_chat_template,
-        confirm_run_unsafe_code=confirm_run_unsafe_code,
-        log_samples=False,
-        task_manager=manager,
-    )
+    kept = model.generation_config
+    # A task says how to write its answers. What a checkpoint sets besides would count too: a repetition penalty, and
+    # max_new_tokens, which goes before the harness's max_length.
+    ids = {name: getattr(kept, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    model.generation_config = GenerationConfig(**ids)
+    try:
+        return simple_evaluate(
+            HFLM(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size),
+            tasks=manager.match_tasks(list(tasks)),
+            num_fewshot=num_fewshot,
+            limit=limit,
+            apply_chat_template=apply_chat_template,
+            confirm_run_unsafe_code=confirm_run_unsafe_code,
+            log_samples=False,
+            task_manager=manager,
+        )
+    finally:
+        model.generation_config = kept

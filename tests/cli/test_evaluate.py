@@ -150,6 +150,49 @@ def test_task_of_a_local_file(run, name, task_folder):
     assert "|general_knowledge|" in limited.stdout and "|acc" in limited.stdout
 
 
+WRITING = """\
+task: writing
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {file}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{{{question}}}}"
+doc_to_target: "{{{{answer}}}}"
+generation_kwargs:
+  max_gen_toks: 8
+  do_sample: false
+  until: ["<never>"]
+metric_list:
+  - metric: exact_match
+    aggregation: mean
+    higher_is_better: true
+"""
+
+
+def test_answers_are_written_as_the_task_says(run, task_folder):
+    """Eight tokens, the likeliest ones: not the checkpoint's 256 with a penalty of repetitions."""
+    folder = bundled_checkpoint("tiny")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    rows = []
+    for question in ("春天来了，", "天空的颜色是", "The sea was"):
+        ids = tokenizer(question, return_tensors="pt").input_ids
+        for _ in range(8):
+            ids = torch.cat([ids, model(ids).logits[:, -1:].argmax(-1)], dim=1)
+        assert tokenizer.eos_token_id not in ids
+        answer = tokenizer.decode(ids[0, -8:])
+        rows.append({"question": question, "answer": answer})
+    file = task_folder / "writing.jsonl"
+    file.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    (task_folder / "writing.yaml").write_text(WRITING.format(file=file), encoding="utf-8")
+    words = ("--task", "writing", "--include-path", task_folder, "--dtype", "float32", "--batch-size", 2, "--json")
+    result = run("eval", "tiny", *words)
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["results"]["writing"]["exact_match,none"] == 1
+
+
 def test_unknown_task(run, task_folder):
     result = run("eval", "tiny", "--task", "general_knowlege", "--include-path", task_folder)
     assert result.exit_code == 1
