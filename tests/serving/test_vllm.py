@@ -17,7 +17,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from baichuan_hf import BaichuanForCausalLM, bundled_checkpoint
+from baichuan_hf import (
+    BaichuanForCausalLM,
+    BaichuanForSequenceClassification,
+    BaichuanForTokenClassification,
+    bundled_checkpoint,
+)
 from tests.helpers import FAMILIES, tiny_config
 from tests.helpers.checkpoint import save_checkpoint
 from tests.helpers.golden import GOLDEN_FAMILIES, TOLERANCE, load_golden, logits_difference
@@ -175,6 +180,22 @@ def test_saved_folders_give_what_transformers_gives(overrides, serve, tmp_path):
         expected = model(torch.tensor(prompts[-1:])).logits[0, :-1]
     tolerance = 1e-4 * expected.abs().max().item()
     torch.testing.assert_close(logits_of(engine, prompts[-1]), expected, atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("model_class", [BaichuanForSequenceClassification, BaichuanForTokenClassification])
+def test_classifiers(model_class, serve, tmp_path):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 4 * HEAD_DIM, "initializer_range": 0.2, "num_labels": 3}
+    model = model_class(tiny_config(**sizes, **ALIBI)).eval()
+    model.save_pretrained(tmp_path)
+    engine = serve(tmp_path, skip_tokenizer_init=True, runner="pooling")
+    task = "classify" if model_class is BaichuanForSequenceClassification else "token_classify"
+    prompts = random_prompts([5, 20])
+    requests = [{"prompt_token_ids": ids} for ids in prompts]
+    for ids, answer in zip(prompts, engine.encode(requests, pooling_task=task, use_tqdm=False), strict=True):
+        with torch.no_grad():
+            expected = model(torch.tensor([ids])).logits[0].softmax(-1)
+        torch.testing.assert_close(answer.outputs.data, expected)
 
 
 @pytest.mark.parametrize("family", ["rope-normhead", "alibi"])
