@@ -13,6 +13,8 @@ from ..model.position_biases import AlibiBias
 
 
 POSITIONS = ("rope", "alibi", "none")
+# Of the others, "dynamic" is computed for one length, whatever the text's.
+ROPE_TYPES = ("default", "linear", "yarn", "llama3")
 
 
 def check_servable(config: BaichuanConfig) -> None:
@@ -28,6 +30,10 @@ def check_servable(config: BaichuanConfig) -> None:
             raise ValueError(f"{name}={found!r} cannot be served by vLLM, only {name}={value!r}: use transformers.")
     if (found := config.position_embedding_type) not in POSITIONS:
         raise ValueError(f"position_embedding_type={found!r} cannot be served by vLLM, only {', '.join(POSITIONS)}.")
+    if (found := (config.rope_parameters or {}).get("rope_type", "default")) not in ROPE_TYPES:
+        raise ValueError(
+            f"rope_parameters['rope_type']={found!r} cannot be served by vLLM as here, only {', '.join(ROPE_TYPES)}."
+        )
     if (config.alibi_scaling or {}).get("alibi_type") == "dynamic":
         raise ValueError(
             "alibi_scaling['alibi_type']='dynamic' cannot be served by vLLM, whose slopes do not follow the length:"

@@ -86,6 +86,7 @@ REFUSED = {
     "is_causal": {"is_causal": False},
     "num_local_experts": {"num_local_experts": 4},
     "position_embedding_type": {"position_embedding_type": "learned"},
+    "rope_parameters": {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}},
     "alibi_scaling": {"position_embedding_type": "alibi", "alibi_scaling": {"alibi_type": "dynamic"}},
     "tie_word_embeddings": {"tie_word_embeddings": True, "normalize_lm_head": True},
     "classifier_pooling": {"classifier_pooling": "mean"},
