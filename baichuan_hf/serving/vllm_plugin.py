@@ -13,7 +13,7 @@ from packaging.specifiers import SpecifierSet
 
 
 ARCHITECTURES = ("BaichuanForCausalLM", "BaiChuanForCausalLM")  # the second in the first Baichuan-7B
-TESTED = SpecifierSet(">=0.32,<0.33", prereleases=True)
+TESTED = ">=0.31,<0.33"
 
 # Below "vllm", whose handler prints it.
 logger = logging.getLogger("vllm.baichuan_hf")
@@ -44,7 +44,7 @@ def __getattr__(name: str) -> Any:
 
 def untested(version: str) -> str | None:
     """What to say of a vLLM that is outside the tested range, and None for one within."""
-    if version in TESTED:
+    if SpecifierSet(TESTED).contains(version, prereleases=True):
         return None
     return (
         f"Baichuan models are tested with vLLM {TESTED}, and this is {version}: they may fail to load or give other"
