@@ -221,12 +221,12 @@ FILES = {
 }
 
 
-@pytest.mark.parametrize(("damage", "whats", "way_out"), FILES.values(), ids=FILES)
-def test_damaged_files(folder, damage, whats, way_out):
+@pytest.mark.parametrize(("damage", "expected", "way_out"), FILES.values(), ids=FILES)
+def test_damaged_files(folder, damage, expected, way_out):
     damage(folder)
     errors = [finding for finding in found(check_folder(folder), "error") if finding.part == "files"]
-    assert len(errors) == len(whats)
-    for what, error in zip(whats, errors, strict=True):
+    assert len(errors) == len(expected)
+    for what, error in zip(expected, errors, strict=True):
         assert re.search(what, error.what), error
         assert re.search(way_out, error.way_out), error
 

@@ -33,4 +33,4 @@ def test_saved_outputs_are_small(path):
             assert output["output_type"] != "error"
             data = output.get("data", {"text/plain": output.get("text", [])})
             assert {"text/html", "image/png"} & data.keys() or len(data["text/plain"]) <= 5, "".join(cell["source"])
-    assert path.stat().st_size < 400_000
+    assert path.stat().st_size < 600_000
