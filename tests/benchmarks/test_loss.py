@@ -2,6 +2,7 @@
 
 import csv
 
+import pytest
 import torch
 
 from baichuan_hf.benchmarks.loss import _chunked, _inputs, _step, _whole, loss_table, measure_loss
@@ -16,6 +17,7 @@ def test_both_ways_give_the_same_gradients():
         torch.testing.assert_close((head.weight.grad, states.grad), expected)
 
 
+@pytest.mark.slow  # four processes, each of which imports the package
 def test_rows(tmp_path):
     rows = tmp_path / "loss.csv"
     measure_loss(rows, tokens=512, hidden_size=16, vocab_size=40000, rounds=2, device=torch.device("cpu"))
