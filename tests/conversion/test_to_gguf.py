@@ -191,7 +191,7 @@ CHAT = [
 ]
 
 
-@pytest.mark.parametrize("kind", ["baichuan-surrogate", "baichuan2"])
+@pytest.mark.parametrize("kind", ["baichuan-surrogate", pytest.param("baichuan2", marks=pytest.mark.slow)])
 def test_tokenizer(kind, tmp_path):
     source = golden_folder(f"tokenizers/{kind}")
     tokenizer = AutoTokenizer.from_pretrained(source)

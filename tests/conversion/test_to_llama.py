@@ -171,7 +171,7 @@ def test_what_llama_cannot_be_is_refused(overrides, message, tmp_path):
     assert not (tmp_path / "dst").exists()
 
 
-@pytest.mark.parametrize("kind", ["baichuan-surrogate", "baichuan2"])
+@pytest.mark.parametrize("kind", ["baichuan-surrogate", pytest.param("baichuan2", marks=pytest.mark.slow)])
 def test_tokenizer_and_template_need_no_package(kind, tmp_path):
     """And no other code either: the process cannot import this package."""
     save_golden(tmp_path / "src", "baichuan-7b")

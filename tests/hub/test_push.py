@@ -72,6 +72,7 @@ for name, options in {"remote-code": {"trust_remote_code": True}, "llama": {}}.i
 """
 
 
+@pytest.mark.slow
 def test_all_layouts_arrive_and_load_elsewhere(hub, folder):
     pushed = run(hub, folder, "-c", PUSH)
     assert pushed.returncode == 0, pushed.stderr
@@ -163,6 +164,7 @@ for words in (
 """
 
 
+@pytest.mark.slow
 def test_what_is_trained_is_pushed_with_its_card(hub, folder):
     base = {path.name: path.read_bytes() for path in (folder / "rope").iterdir()}
     hub.repositories["tester/base"] = Repository({"main": base})
