@@ -8,7 +8,7 @@ PINS ?=
 DEV := .[bench,chinese,dev,gguf,notebook,optuna,quantization,sentencepiece,torchao,translation,trl]
 
 # The lowest versions that pyproject.toml allows, but for torch.
-OLDEST := transformers==5.16.0 accelerate==1.13.0 peft==0.19.0 datasets==4.8.0
+OLDEST := transformers==5.16.0 accelerate==1.13.0 peft==0.19.1 datasets==4.8.0
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-oldest lint format
