@@ -39,6 +39,7 @@ NEEDED = {
     "is_causal": True,
     "add_cross_attention": False,
     "add_pooling_layer": False,
+    "classifier_pooling": "token",
     "attention_type": "softmax",
     "num_global_tokens": 0,
     "num_local_experts": 0,

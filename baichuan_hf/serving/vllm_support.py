@@ -22,7 +22,7 @@ def check_servable(config: BaichuanConfig) -> None:
     Raises:
         ValueError: vLLM would compute something else; the message names the field.
     """
-    needed = NEEDED | {"hidden_act": "silu", "classifier_pooling": "token"}
+    needed = NEEDED | {"hidden_act": "silu"}
     if config.normalize_lm_head:
         needed["tie_word_embeddings"] = False
     for name, value in needed.items():

@@ -157,6 +157,7 @@ REFUSED = {
     "experts": ({"num_local_experts": 2}, "num_local_experts=2"),
     "window": ({"sliding_window": 4}, "sliding_window=4"),
     "encoder": ({"is_causal": False}, "is_causal=False"),
+    "mean": ({"classifier_pooling": "mean"}, "classifier_pooling='mean'"),
 }
 
 
