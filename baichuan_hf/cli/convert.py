@@ -165,14 +165,11 @@ def model_type_of(folder: str) -> str | None:
 
 
 def print_how_to_load(name: str, folder: str, *, remote_code: bool) -> None:
-    from ..model.registration import AUTO_CLASSES
+    from ..hub import auto_class_of
 
-    ours = name.replace("Llama", "Baichuan")
-    auto_class = next(
-        (auto for auto, found in AUTO_CLASSES.items() if found.__name__ == ours), "AutoModelForSeq2SeqLM"
-    )
+    auto_class = auto_class_of(name)
     print("Load it:")
-    if ours == name and not remote_code:
+    if "Llama" not in name and not remote_code:
         print("    import baichuan_hf")
     print(f"    from transformers import {auto_class}")
     print(f'    model = {auto_class}.from_pretrained("{folder}"{", trust_remote_code=True" if remote_code else ""})')

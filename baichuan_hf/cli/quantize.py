@@ -44,6 +44,7 @@ def quantize(
     """
     import torch
 
+    from ..hub import auto_class_of
     from ..quantization import quantize_folder
 
     texts = read_texts(text_file, text_column, rows) if text_file is not None else []
@@ -66,8 +67,9 @@ def quantize(
         print("NormHead is folded: lm_head is a plain head, whose rows have length 1.")
     print(f"Saved to {destination}. Load it:")
     print("    import baichuan_hf")
-    print("    from transformers import AutoModelForCausalLM")
-    print(f'    model = AutoModelForCausalLM.from_pretrained("{destination}")')
+    auto_class = auto_class_of(done.model_class)
+    print(f"    from transformers import {auto_class}")
+    print(f'    model = {auto_class}.from_pretrained("{destination}")')
 
 
 def read_texts(file: str, column: str, rows: int) -> list[str]:

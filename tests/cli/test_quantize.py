@@ -3,6 +3,8 @@
 import pytest
 from transformers import AutoModelForCausalLM
 
+from baichuan_hf import BaichuanForSequenceClassification
+from tests.helpers import tiny_config
 from tests.helpers.checkpoint import save_checkpoint
 
 
@@ -31,3 +33,11 @@ def test_unknown_method(run, checkpoint, tmp_path):
     result = run("quantize", checkpoint, tmp_path / "dst", "--method", "int7")
     assert result.exit_code == 1
     assert "method 'int7': unknown; there are int8, int8-dynamic, int4," in result.stderr
+
+
+def test_a_classifier_is_loaded_by_its_own_class(run, tmp_path):
+    pytest.importorskip("torchao", reason="needs torchao: pip install 'baichuan-hf[torchao]'")
+    BaichuanForSequenceClassification(tiny_config()).save_pretrained(tmp_path / "src")
+    result = run("quantize", tmp_path / "src", tmp_path / "dst", "--method", "int8")
+    assert result.exit_code == 0, result.output
+    assert f'AutoModelForSequenceClassification.from_pretrained("{tmp_path / "dst"}")' in result.stdout
