@@ -157,7 +157,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 logits.mul_(scale)
             if bias is not None:
                 logits.add_(bias)
-            largest, place = logits.max(dim=-1)
+            if z_weight is not None:
+                largest, place = logits.max(dim=-1)
+                loss += largest.square().sum() * z_weight
             log_probabilities = logits.log_softmax(dim=-1)
             del logits
             entropy = F.nll_loss(log_probabilities, target, reduction="sum")
@@ -166,13 +168,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 spread = -(log_probabilities.mean(dim=-1) * counts).sum()
                 entropy = (1 - label_smoothing) * entropy + label_smoothing * spread
             loss += entropy
-            if z_weight is not None:
-                loss += largest.square().sum() * z_weight
 
             gradient = log_probabilities.exp_()
             if label_smoothing:
                 gradient.sub_(label_smoothing / gradient.shape[-1])
-            expected = torch.full_like(largest, label_smoothing - 1)[:, None]
+            expected = gradient.new_full((len(target), 1), label_smoothing - 1)
             gradient.scatter_add_(1, target.clamp(min=0)[:, None], expected)
             gradient.mul_(counts[:, None])
             if z_weight is not None:
