@@ -32,8 +32,10 @@ from ..checkpoints import bundled_checkpoint
 from ..conversion.baichuan_folders import convert_baichuan_folder
 from ..conversion.lora import convert_adapter
 from ..conversion.to_gguf import convert_to_gguf
+from ..hub.model_card import BUNDLED
 from ..model.configuration_baichuan import BaichuanConfig
 from ..model.modeling_baichuan import BaichuanForCausalLM
+from ..model.presets import FAMILIES
 from ..training.tiny.evaluate import written_texts
 from .rows import append_rows, machine, read_rows
 
@@ -49,8 +51,6 @@ SETTINGS: dict[str, Any] = {
     "initializer_type": "xavier_uniform",
     "initializer_range": 1.0,
 }
-FAMILIES = ("baichuan-7b", "baichuan-13b", "baichuan2-7b", "baichuan2-13b")
-BUNDLED = ("tiny", "tiny-alibi")
 MODELS = (*FAMILIES, *BUNDLED)
 
 

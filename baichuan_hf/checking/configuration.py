@@ -10,14 +10,13 @@ from ..conversion import ARCHITECTURES
 from ..model.chat_templates import USER_TOKEN_ID, chat_generation
 from ..model.checkpoint_files import is_lfs_pointer
 from ..model.configuration_baichuan import BaichuanConfig, infer_family
-from ..model.presets import PRESETS
+from ..model.presets import FAMILIES, PRESETS
 from ..model.registration import AUTO_CLASSES
 from ..model.sentencepiece_model import SentencePieceModel
 from .report import Inferred, Report
 
 
 PART = "config"
-FAMILIES = ("baichuan-7b", "baichuan-13b", "baichuan2-7b", "baichuan2-13b")
 INFERRED_FROM = {
     "position_embedding_type": ("model_max_length", "max_position_embeddings"),
     "normalize_lm_head": ("vocab_size",),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from ..model.checkpoint_files import (
@@ -11,6 +10,7 @@ from ..model.checkpoint_files import (
     first_weight_file,
     is_lfs_pointer,
     lfs_pointer_message,
+    weight_files,
 )
 from .report import Report
 
@@ -59,9 +59,7 @@ def check_files(folder: Path, report: Report) -> None:
 
 def _note_what_is_read(first: Path, report: Report) -> None:
     folder = first.parent
-    read = {first.name}
-    if first.suffix == ".json":
-        read |= set(json.loads(first.read_text(encoding="utf-8"))["weight_map"].values())
+    read = {first.name, *(file.name for file in weight_files(folder))}
     if not first.name.startswith("model"):
         report.note(
             PART,

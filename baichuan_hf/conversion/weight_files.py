@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers.modeling_utils import load_state_dict
 from transformers.utils import logging
 
-from ..model.checkpoint_files import WEIGHT_FILES, explain_loading_errors, first_weight_file
+from ..model.checkpoint_files import WEIGHT_FILES, explain_loading_errors, weight_files
 from .four_bit import join_four_bit
 from .weight import Weight
 
@@ -45,7 +45,9 @@ def open_weights(folder: Path) -> dict[str, Weight]:
     # Those before version 1.6 of torch cannot be mapped: one such file is kept, and read once.
     load_bin = lru_cache(maxsize=1)(load_state_dict)
     weights: dict[str, Weight] = {}
-    for path in _weight_files(folder):
+    if not (files := weight_files(folder)):
+        raise FileNotFoundError(f"{folder} holds no weights: none of {', '.join(WEIGHT_FILES)}.")
+    for path in files:
         with explain_loading_errors(folder):
             metas = load_state_dict(path, map_location="meta")
         if path.suffix == ".safetensors":
@@ -93,15 +95,6 @@ def check_room(folder: Path, needed: int) -> None:
     """Raise OSError where `needed` bytes are not free, for files in a temporary `folder` of the destination."""
     if needed > (free := shutil.disk_usage(folder).free):
         raise OSError(f"{folder.parent} has {free / 1e9:.1f} GB free, the weights need {needed / 1e9:.1f} GB.")
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    first = first_weight_file(folder)
-    if first is None:
-        raise FileNotFoundError(f"{folder} holds no weights: none of {', '.join(WEIGHT_FILES)}.")
-    if first.suffix == ".json":
-        return [folder / name for name in sorted(set(json.loads(first.read_text())["weight_map"].values()))]
-    return [first]
 
 
 def _read_safetensors(path: Path, name: str) -> Tensor:

@@ -127,6 +127,19 @@ def first_weight_file(folder: Path) -> Path | None:
     return next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The files that loading a folder reads weights from, none if there are no weights."""
+    first = first_weight_file(folder)
+    if first is None:
+        return []
+    return _listed_files(first) if first.suffix == ".json" else [first]
+
+
+def _listed_files(index: Path) -> list[Path]:
+    weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    return [index.parent / name for name in sorted(set(weight_map.values()))]
+
+
 def find_problem(folder: Path) -> str | None:
     """What is wrong with the weight files of a checkpoint folder, or None."""
     return next(find_problems(folder), None)
@@ -160,12 +173,11 @@ def _find_index_problems(index: Path) -> Iterator[str]:
         yield lfs_pointer_message(index)
         return
     try:
-        weight_map: dict[str, str] = json.loads(index.read_text())["weight_map"]
+        files = _listed_files(index)
     except (ValueError, KeyError) as error:
         yield f"{index} is damaged ({error!r}). Download it again."
         return
-    for name in sorted(set(weight_map.values())):
-        path = index.parent / name
+    for path in files:
         if not path.is_file():
             yield f"{path} is missing, though {index.name} lists it. Download it again."
         elif problem := _find_file_problem(path):

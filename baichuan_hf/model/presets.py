@@ -34,6 +34,9 @@ ENCODER: dict[str, Any] = {
     "eos_token_id": 2,
 }
 
+# The presets of the published Baichuan models.
+FAMILIES = ("baichuan-7b", "baichuan-13b", "baichuan2-7b", "baichuan2-13b")
+
 PRESETS: dict[str, dict[str, Any]] = {
     "baichuan-7b": {
         "vocab_size": 64000,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from ..conversion.folders import check_folders, has_tokenizer
 from ..conversion.to_llama import normalized_rows
 from ..conversion.weight_files import open_weights
 from ..evaluation import build_on_meta
-from ..model.checkpoint_files import first_weight_file, written_beside
+from ..model.checkpoint_files import weight_files, written_beside
 from ..model.configuration_baichuan import BaichuanConfig
 from .methods import METHODS, quantization_config
 
@@ -172,11 +171,4 @@ def load_folded(
 
 def size_of(folder: Path) -> int:
     """Bytes of the weights that loading a folder reads."""
-    first = first_weight_file(folder)
-    if first is None:
-        return 0
-    if first.suffix == ".json":
-        return sum(
-            (folder / name).stat().st_size for name in set(json.loads(first.read_text())["weight_map"].values())
-        )
-    return first.stat().st_size
+    return sum(file.stat().st_size for file in weight_files(folder))
