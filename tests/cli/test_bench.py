@@ -1,9 +1,12 @@
 """`baichuan-hf bench` as a user types it."""
 
 import pytest
+import typer
+
+from baichuan_hf.cli.bench import bench
 
 
-CASES = ["architectures", "loss", "ratio", "scaling"]
+CASES = sorted(typer.main.get_command(bench).commands)
 
 
 @pytest.mark.parametrize("case", CASES)
