@@ -20,6 +20,10 @@ def main() -> None:
     device = torch.device(settings["device"])
     torch.manual_seed(0)
     model = build(settings, device)
+    if device.type == "cuda":
+        # What a model was quantised from is neither part of its training nor to be kept from the models beside it.
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
     shape = (settings["batch_size"], settings["length"])
@@ -82,20 +86,20 @@ def _compiled(model: torch.nn.Module, settings: dict[str, Any], layers: torch.nn
 
 def _in_four_bits(model: PreTrainedModel) -> PreTrainedModel:
     """The same weights as `from_pretrained` quantises them."""
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
-        quantization = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.bfloat16,
-        )
-        device = model.device
-        return AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.bfloat16, quantization_config=quantization, device_map={"": device}
-        )
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    return type(model).from_pretrained(
+        None,
+        config=model.config,
+        state_dict=model.state_dict(),
+        dtype=torch.bfloat16,
+        quantization_config=quantization,
+        device_map={"": model.device},
+    )
 
 
 if __name__ == "__main__":
