@@ -2,22 +2,62 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from tokenizers import Encoding
 from tokenizers.models import BPE
-from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
+from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE, BatchEncoding, TruncationStrategy
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
+from transformers.utils import PaddingStrategy
 
 from .chat_templates import ASSISTANT_TOKEN_ID, USER_TOKEN_ID, default_chat_template
 from .saving import HUB_OPTIONS, Layout, PushToHub, add_code, layout_to_save, update_json
 from .sentencepiece_model import SentencePieceModel, join_bytes
+from .word_cache import WordCache, build_word_cache, is_cuttable
 
 
 # What a tokenizer_config.json says of the code beside it: the slow class, and the fast one.
 AUTO_MAP = {"AutoTokenizer": [None, "tokenization_baichuan.BaichuanTokenizer"]}
+# Characters of a text, or of all in a batch, from which on it is faster to look words up.
+LONG = 100
+NO_PADDING, NO_TRUNCATION = PaddingStrategy.DO_NOT_PAD, TruncationStrategy.DO_NOT_TRUNCATE
+# What may be said to `_encode_plus` for that; whatever else is wanted, the library does.
+LOOKED_UP = {
+    "add_special_tokens",
+    "max_length",
+    "padding_side",
+    "padding_strategy",
+    "return_attention_mask",
+    "stride",
+    "truncation_strategy",
+    "verbose",
+}
+
+
+class LazyEncodings(Sequence):
+    """What the library makes of texts, when someone asks: `BatchEncoding.word_ids` and its like do."""
+
+    def __init__(self, count: int, encode: Callable[[], BatchEncoding]) -> None:
+        self._count = count
+        self._encode = encode
+
+    @functools.cached_property
+    def _encodings(self) -> list[Encoding]:
+        return self._encode().encodings
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._encodings[index]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return list, (self._encodings,)
 
 
 class BaichuanTokenizer(PushToHub, TokenizersBackend):
@@ -73,6 +113,73 @@ class BaichuanTokenizer(PushToHub, TokenizersBackend):
                 model.token(USER_TOKEN_ID), model.token(ASSISTANT_TOKEN_ID)
             )
         return kwargs
+
+    # None: not built yet; False: this tokenizer can have none.
+    _words: WordCache | Literal[False] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Without the cache, which would travel to every process and change the fingerprint that `datasets` takes.
+        return {name: value for name, value in vars(self).items() if name != "_words"}
+
+    def _add_tokens(self, new_tokens: Any, special_tokens: bool = False) -> int:
+        self._words = None
+        return super()._add_tokens(new_tokens, special_tokens)
+
+    def _encode_plus(self, text: Any, text_pair: Any = None, **kwargs: Any) -> BatchEncoding:
+        """As in transformers, but for long texts of which only ids and mask are wanted: these are looked up."""
+        by_library = functools.partial(super()._encode_plus, text, text_pair, **kwargs)
+        is_batched = isinstance(text, (list, tuple))
+        texts = text if is_batched else [text]
+        if text_pair is not None or not (words := self._word_cache(texts, kwargs)):
+            return by_library()
+        front, back = self._put_around() if kwargs.get("add_special_tokens", True) else ([], [])
+        kept = slice(None)
+        if kwargs.get("truncation_strategy", NO_TRUNCATION) != NO_TRUNCATION:
+            room = kwargs["max_length"] - len(front) - len(back)
+            if room < 1:
+                return by_library()
+            kept = slice(room) if self.truncation_side == "right" else slice(-room, None)
+        try:
+            ids = [[*front, *found[kept], *back] for found in words(texts)]
+        except UnicodeEncodeError:
+            return by_library()
+        for row in ids:
+            self._eventual_warn_about_too_long_sequence(row, kwargs.get("max_length"), kwargs.get("verbose", True))
+        data: dict[str, Any] = {"input_ids": ids}
+        if kwargs.get("return_attention_mask") in (None, True):
+            data["attention_mask"] = [[1] * len(row) for row in ids]
+        data = data if is_batched else {name: rows[0] for name, rows in data.items()}
+        return BatchEncoding(data, LazyEncodings(len(texts), by_library), n_sequences=1)
+
+    def _word_cache(self, texts: Sequence[Any], settings: dict[str, Any]) -> WordCache | None:
+        """What looks the texts up, or None if the library shall encode them, as `settings` or the texts want it."""
+        if (
+            any(type(text) is not str for text in texts)
+            or sum(map(len, texts)) < LONG
+            or settings.get("padding_strategy", NO_PADDING) != NO_PADDING
+            or settings.get("truncation_strategy") == TruncationStrategy.ONLY_SECOND
+            or any(value for name, value in settings.items() if name not in LOOKED_UP)
+            or self.split_special_tokens
+            or not is_cuttable(self._tokenizer)
+        ):
+            return None
+        if self._words is None:
+            self._words = build_word_cache(self._tokenizer, self._encode_alone) or False
+        return self._words or None
+
+    def _encode_alone(self, text: str) -> list[int]:
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._tokenizer.encode_special_tokens = False
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def _put_around(self) -> tuple[list[int], list[int]]:
+        """The ids in front of a text's own and behind them."""
+        if not self._tokenizer.num_special_tokens_to_add(False):
+            return [], []
+        sample = super()._encode_plus("a", return_special_tokens_mask=True)
+        mask, ids = sample["special_tokens_mask"], sample["input_ids"]
+        return ids[: mask.index(0)], ids[len(mask) - mask[::-1].index(0) :]
 
     def _decode(self, token_ids: Any, skip_special_tokens: bool = False, **kwargs: Any) -> str:
         text = super()._decode(token_ids, skip_special_tokens=skip_special_tokens, **kwargs)

@@ -1,0 +1,208 @@
+"""Ids of long texts, looked up word by word where the library would merge them anew.
+
+`tokenizers` takes a text without pre-tokenizer for one word, which its own cache never holds. Here a text is cut
+wherever two neighbours are neighbours in no token of the vocabulary: no merge and no added token reaches across, so
+the ids of the words are those of the text. All words are looked up at once, by operations on arrays.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import pairwise
+
+import numpy as np
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+
+from .sentencepiece_model import SPACE
+
+
+# Stands between words that are encoded together: neighbour of nothing in a vocabulary that this is for.
+SEPARATOR = "\0"
+# Neighbours are known by a hash of so many bits: where two pairs collide there is a cut less, and no harm.
+PAIR_BITS = 20
+# Words of so many bytes are found by these in a table of so many slots, longer ones and those left over in a dict.
+KEY_BYTES, SLOT_BITS = 16, 19
+# Bytes of words after which the cache begins anew; characters of the texts that are looked up together.
+CAPACITY, CHUNK = 1 << 22, 1 << 18
+
+# Of the two halves of a key, by the word's length.
+MASKS = np.array(
+    [[(1 << 8 * min(max(n - half, 0), 8)) - 1 for n in range(KEY_BYTES + 1)] for half in (0, 8)], np.uint64
+)
+REPLACE_SPACES = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+
+
+class WordCache:
+    """Texts to ids, as `encode` gives them.
+
+    Args:
+        tokens: the vocabulary, with all that was added to it.
+        encode: the ids of a text; of SEPARATOR a single one, which comes from nothing else.
+    """
+
+    def __init__(self, tokens: Iterable[str], encode: Callable[[str], list[int]]) -> None:
+        codes = _code_points(SEPARATOR.join(tokens))
+        is_inside = (codes[:-1] != ord(SEPARATOR)) & (codes[1:] != ord(SEPARATOR))
+        self._are_neighbours = np.zeros(1 << PAIR_BITS, bool)
+        self._are_neighbours[_hash_pairs(codes)[is_inside]] = True
+        self._encode = encode
+        self._lock = threading.Lock()
+        self._clear()
+
+    def __call__(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text.
+
+        Raises:
+            UnicodeEncodeError: a text holds half of a surrogate pair.
+        """
+        with self._lock:
+            return [ids for chunk in _chunks(texts) for ids in self._encode_chunk(chunk)]
+
+    def _clear(self) -> None:
+        """Know no word but SEPARATOR, in row 1; row 0 is that of an empty slot."""
+        self._rows = {SEPARATOR.encode(): 1}
+        self._size = 0
+        self._ids = array("q", self._encode(SEPARATOR))
+        self._starts, self._counts = array("q", [0, 0]), array("q", [0, 1])
+        self._slots = np.zeros(1 << SLOT_BITS, np.int32)
+        self._low, self._high = np.zeros((2, 1 << SLOT_BITS), np.uint64)
+
+    def _encode_chunk(self, texts: list[str]) -> Iterator[list[int]]:
+        if self._size > CAPACITY:
+            self._clear()
+        text = "".join(texts)
+        data = text.encode()
+        codes = _code_points(text)
+        ends = np.cumsum([len(text) for text in texts])
+        is_edge = np.ones(len(codes) + 1, bool)
+        # The normaliser writes the one as the other.
+        is_edge[1:-1] = ~self._are_neighbours[_hash_pairs(np.where(codes == ord(" "), ord(SPACE), codes))]
+        is_edge[ends] = True
+        if len(data) == len(codes):
+            edges = np.flatnonzero(is_edge)
+        else:
+            places = _byte_places(codes)
+            edges, ends = places[is_edge], places[ends]
+
+        rows = self._find(data, edges)
+        counts = _view(self._counts)[rows]
+        behind = _sums(counts)
+        first = (_view(self._starts)[rows] - behind[:-1]).repeat(counts)
+        ids = _view(self._ids)[first + np.arange(len(first))].tolist()
+        bounds = behind[edges.searchsorted(ends)].tolist()
+        return (ids[start:end] for start, end in pairwise([0, *bounds]))
+
+    def _find(self, data: bytes, edges: np.ndarray) -> np.ndarray:
+        """The row of each word between two edges, which is encoded if there is none yet."""
+        starts, lengths = edges[:-1], edges[1:] - edges[:-1]
+        eights: np.ndarray = np.ndarray(len(data) + 8, np.uint64, data + bytes(KEY_BYTES), strides=(1,))
+        low_mask, high_mask = MASKS[:, np.minimum(lengths, KEY_BYTES)]
+        low, high = eights[starts] & low_mask, eights[starts + 8] & high_mask
+        mixed = low * np.uint64(0x9E3779B97F4A7C15) ^ high * np.uint64(0xC2B2AE3D27D4EB4F)
+        slots = (mixed >> np.uint64(64 - SLOT_BITS)).astype(np.int64)
+        is_short = lengths <= KEY_BYTES
+        rows = self._slots[slots]
+        is_found = (rows > 0) & (self._low[slots] == low) & (self._high[slots] == high) & is_short
+        if (missing := np.flatnonzero(~is_found)).size:
+            spans = zip(starts[missing].tolist(), edges[missing + 1].tolist(), strict=True)
+            words = [data[start:end] for start, end in spans]
+            self._learn(list(set(words).difference(self._rows)))
+            rows[missing] = [self._rows[word] for word in words]
+            # The first word that comes to a slot keeps it: mostly a frequent one.
+            free = missing[(self._slots[slots[missing]] == 0) & is_short[missing]]
+            taken = slots[free]
+            self._slots[taken], self._low[taken], self._high[taken] = rows[free], low[free], high[free]
+        return rows
+
+    def _learn(self, words: list[bytes]) -> None:
+        """Give rows to words that have none."""
+        if not words:
+            return
+        text = SEPARATOR.join(["", *(word.decode() for word in words), ""])
+        self._size += len(text)
+        ids = self._encode(text)
+        edges = np.flatnonzero(np.array(ids) == self._ids[0])
+        assert len(edges) == len(words) + 1
+        rows = range(len(self._starts), len(self._starts) + len(words))
+        self._rows.update(zip(words, rows, strict=True))
+        self._starts.extend((edges[:-1] + 1 + len(self._ids)).tolist())
+        self._counts.extend((np.diff(edges) - 1).tolist())
+        self._ids.extend(ids)
+
+
+def build_word_cache(tokenizer: Tokenizer, encode: Callable[[str], list[int]]) -> WordCache | None:
+    """A cache for a tokenizer, or None for one that may treat a word otherwise than the text it is cut from.
+
+    Args:
+        tokenizer: with all tokens added.
+        encode: the ids of a text without those that are put around it.
+    """
+    tokens = tokenizer.get_vocab()
+    added = tokenizer.get_added_tokens_decoder()
+    if (
+        not is_cuttable(tokenizer)
+        or any(f"<0x{byte:02X}>" not in tokens for byte in range(256))  # what is unknown is fused
+        or any(SEPARATOR in token for token in tokens)
+        or tokens[f"<0x{ord(SEPARATOR):02X}>"] in added
+        or any(token.lstrip or token.rstrip or token.single_word for token in added.values())
+    ):
+        return None
+    return WordCache((token.replace(" ", SPACE) for token in tokens), encode)
+
+
+def is_cuttable(tokenizer: Tokenizer) -> bool:
+    """Whether the parts of a tokenizer that can be exchanged are those that `SentencePieceModel` builds for text that
+    is neither stripped nor begun with a space."""
+    model = tokenizer.model
+    return (
+        isinstance(model, BPE)
+        and model.byte_fallback
+        and not (model.dropout or model.ignore_merges or model.continuing_subword_prefix or model.end_of_word_suffix)
+        and tokenizer.pre_tokenizer is None
+        and tokenizer.normalizer is not None
+        and json.loads(tokenizer.normalizer.__getstate__()) == {"type": "Sequence", "normalizers": [REPLACE_SPACES]}
+    )
+
+
+def _chunks(texts: Sequence[str]) -> Iterator[list[str]]:
+    chunk: list[str] = []
+    size = 0
+    for text in texts:
+        chunk.append(text)
+        size += len(text)
+        if size >= CHUNK:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def _code_points(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode("utf-32-le"), np.uint32)
+
+
+def _byte_places(codes: np.ndarray) -> np.ndarray:
+    """Where each character starts in UTF-8, and where the last one ends."""
+    widths = 1 + (codes >= 0x80).astype(np.int8) + (codes >= 0x800) + (codes >= 0x10000)
+    return _sums(widths)
+
+
+def _sums(numbers: np.ndarray) -> np.ndarray:
+    """Of none of them, of the first, of the first two, ..., of all."""
+    sums = np.zeros(len(numbers) + 1, np.int64)
+    numbers.cumsum(out=sums[1:])
+    return sums
+
+
+def _hash_pairs(codes: np.ndarray) -> np.ndarray:
+    mixed: np.ndarray = codes[:-1] * np.uint32(0x9E3779B1) + codes[1:] * np.uint32(0x85EBCA77)
+    return mixed >> np.uint32(32 - PAIR_BITS)
+
+
+def _view(numbers: array) -> np.ndarray:
+    # Not kept: an array cannot grow while there is a view of it.
+    return np.frombuffer(numbers, np.int64)
