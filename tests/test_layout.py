@@ -28,13 +28,14 @@ MODEL_FILES = sorted((PACKAGE / "model").glob("*.py"))
 # Rank of each folder: a module may import its own folder and those of lower rank. "" is baichuan_hf/__init__.py.
 LAYERS = {
     **dict.fromkeys(("model", "checkpoints"), 0),
-    **dict.fromkeys(("hub", "data", "adapters", "conversion"), 1),
-    "": 2,
-    **dict.fromkeys(("evaluation", "inference", "pruning"), 3),
-    **dict.fromkeys(("training", "export", "serving"), 4),
-    **dict.fromkeys(("checking", "quantization"), 5),
-    "benchmarks": 6,
-    "cli": 7,
+    **dict.fromkeys(("hub", "data", "conversion"), 1),
+    "adapters": 2,
+    "": 3,
+    **dict.fromkeys(("evaluation", "inference", "pruning"), 4),
+    **dict.fromkeys(("training", "export", "serving"), 5),
+    **dict.fromkeys(("checking", "quantization"), 6),
+    "benchmarks": 7,
+    "cli": 8,
 }
 # The same for the files of model/; one that is not named is a family of components.
 MODEL_RANKS = {
@@ -138,6 +139,15 @@ CLI_OPTIONS = {
     },
     "generate": {"prompt", "--num-beams"} | RUNNING | SAMPLING,
     "info": {"model", "--batch-size", "--length", "--dtype", "--lora-r", "--json"},
+    "merge": {
+        "adapter",
+        "destination",
+        "--base",
+        "--dtype",
+        "--layout",
+        "--max-shard-size",
+        "--overwrite",
+    },
     "prune": {
         "source",
         "destination",

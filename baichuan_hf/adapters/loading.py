@@ -8,6 +8,9 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedModel
 
+from ..checkpoints import resolve_model
+from ..model.configuration_baichuan import BaichuanConfig
+
 
 FOLDER = "base_config"
 
@@ -21,6 +24,8 @@ def save_base_config(base: PreTrainedModel, folder: str | Path) -> None:
     # The adapter can be put upon the weights as they were before --qlora quantised them.
     if hasattr(config, "quantization_config"):
         del config.quantization_config
+    # Trainer turns it off, for the training.
+    config.use_cache = True
     config.save_pretrained(Path(folder) / FOLDER)
 
 
@@ -38,15 +43,46 @@ def load_adapted(folder: str | Path, auto_class: Any, **options: Any) -> Any:
     Raises:
         FileNotFoundError: the adapter was saved by something else, without the config.
     """
-    from peft import PeftConfig, PeftModel
+    from peft import PeftModel
 
     if not (Path(folder) / FOLDER / "config.json").is_file():
         raise FileNotFoundError(f"{folder}: holds no {FOLDER}/config.json, which baichuan-hf train --lora saves")
-    config = AutoConfig.from_pretrained(Path(folder) / FOLDER)
-    name = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
+    return PeftModel.from_pretrained(load_base(folder, auto_class, **options), str(folder))
+
+
+def load_base(folder: str | Path, auto_class: Any, *, base: str | None = None, **options: Any) -> PreTrainedModel:
+    """The model under the adapter in `folder`, with the config that was kept beside it, if one was.
+
+    Args:
+        base: folder or Hub name of that model; None takes the one that the adapter names.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: it holds a part only of what was adapted.
+    """
+    from peft import PeftConfig
+
+    named = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
+    try:
+        name = resolve_model(base or named)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(error if base else f"{folder} is of {named}, no such folder: give --base.") from error
+    if not (Path(folder) / FOLDER / "config.json").is_file():
+        return auto_class.from_pretrained(name, **options)
+    config, given = (AutoConfig.from_pretrained(path) for path in (Path(folder) / FOLDER, name))
+    if given.model_type != config.model_type:
+        raise ValueError(
+            f"{folder} is an adapter of an {config.model_type} that its training has put together from {name}: only"
+            " the training itself can merge it (--merge), or give a saved one as --base."
+        )
+    if not isinstance(config, BaichuanConfig):
+        return auto_class.from_pretrained(name, config=config, **options)
+    if base is not None:
+        # Whether a head is folded is a matter of its weights: a quantised folder may have one that is.
+        config.normalize_lm_head = given.normalize_lm_head
     # A token may have been added, whose row is the adapter's.
-    size, config.vocab_size = config.vocab_size, AutoConfig.from_pretrained(name).vocab_size
+    size, config.vocab_size = config.vocab_size, given.vocab_size
     model = auto_class.from_pretrained(name, config=config, **options)
     if size > config.vocab_size:
         model.resize_token_embeddings(size)
-    return PeftModel.from_pretrained(model, str(folder))
+    return model

@@ -31,8 +31,8 @@ def check_files(folder: Path, report: Report) -> None:
             report.error(
                 PART,
                 "it is an adapter, not a model: adapter_config.json, but no config.json",
-                "check the model that it names as its base; load both with PEFT, or merge them: baichuan-hf convert"
-                f" BASE DST --to baichuan --adapter {folder}",
+                "check the model that it names as its base; load both with PEFT, or merge them: baichuan-hf merge"
+                f" {folder} DST",
             )
         else:
             report.error(PART, "config.json is missing", "copy it from the model that this one was made from")

@@ -19,6 +19,7 @@ from .demo import demo
 from .evaluate import evaluate
 from .generate import generate
 from .info import info
+from .merge import merge
 from .prune import prune
 from .quantize import quantize
 from .serve import SETTINGS, serve
@@ -82,6 +83,7 @@ app.command()(chat)
 # Help, too, is that of transformers.
 app.command(add_help_option=False, context_settings=SETTINGS)(serve)
 app.command()(convert)
+app.command()(merge)
 app.command()(check)
 app.command("eval")(evaluate)
 app.command()(prune)

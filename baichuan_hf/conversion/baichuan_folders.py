@@ -22,6 +22,7 @@ from .convert import shared_settings
 from .folders import check_folders, copy_processors, has_tokenizer
 from .four_bit import FourBitWeight, as_saved_today, config_of
 from .llama import LLAMA, baichuan_weights
+from .merging import merge_adapter
 from .to_llama import llama_class_name, llama_config, llama_weights, lost_in_training
 from .weight_files import MAX_SHARD_SIZE, Weight, in_dtype, open_weights, weights_of, write_weights
 
@@ -146,9 +147,10 @@ def weights_to_convert(
     """The weights of a folder with the changes that were asked for; `config` gets the new `vocab_size`."""
     if vocab_size is not None:
         check_vocab_size(source, config, vocab_size)
-    weights = (
-        open_weights(source) if adapter is None else weights_of(merged(model_class, source, adapter).state_dict())
-    )
+    if adapter is None:
+        weights = open_weights(source)
+    else:
+        weights = weights_of(merge_adapter(model_class.from_pretrained(source, dtype="auto"), adapter).state_dict())
     if dtype is not None:
         # First: the model in that dtype is what is converted.
         weights = in_dtype(weights, dtype)
@@ -179,31 +181,6 @@ def check_vocab_size(source: Path, config: Any, vocab_size: int) -> None:
             raise ValueError(
                 f"--vocab-size is {vocab_size}, but {name} has the id {largest}: give at least {largest + 1}."
             )
-
-
-def merged(model_class: type[PreTrainedModel], source: Path, adapter: str | os.PathLike) -> PreTrainedModel:
-    """The model with a PEFT adapter in its weights.
-
-    Raises:
-        ValueError: the adapter is of another model.
-    """
-    from peft import PeftModel
-
-    model = model_class.from_pretrained(source, dtype="auto")
-    try:
-        adapted = PeftModel.from_pretrained(model, str(adapter))
-    except (RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(
-            f"The adapter {adapter} does not go with {source}, it is of another model: {reason}"
-        ) from error
-    if model.config.normalize_lm_head and "lm_head" in adapted.base_model.targeted_module_names:
-        raise ValueError(
-            f"The adapter {adapter} adapts lm_head, which is a NormHead: it adds to the logits after their"
-            " normalisation, so no weight of the head is the two in one. Convert model and adapter to Llama, where"
-            " there is one, and merge there."
-        )
-    return adapted.merge_and_unload()
 
 
 def resized(weights: Mapping[str, Weight], vocab_size: int, *, padding: int) -> dict[str, Weight]:

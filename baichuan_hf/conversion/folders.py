@@ -80,6 +80,11 @@ def check_source(source: Path) -> None:
 def check_folders(source: Path, destination: Path, overwrite: bool) -> None:
     """Raise an error unless `source` can be read and `destination` may be written."""
     check_source(source)
+    check_destination(source, destination, overwrite)
+
+
+def check_destination(source: Path, destination: Path, overwrite: bool) -> None:
+    """Raise ValueError if `destination` is the source, or without `overwrite` if it holds a model."""
     if source.resolve() == destination.resolve():
         raise ValueError(f"{destination} is the source itself, which is never changed: name another folder.")
     if (destination / "config.json").exists() and not overwrite:

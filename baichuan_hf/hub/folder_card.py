@@ -26,12 +26,15 @@ PIPELINE_TAGS = {
     "AutoModelForTokenClassification": "token-classification",
     "AutoModelForQuestionAnswering": "question-answering",
     "AutoModelForImageClassification": "image-classification",
+    "AutoModelForSeq2SeqLM": "translation",
 }
 # By PEFT's name of the task.
 AUTO_OF_ADAPTER = {
     "SEQ_CLS": "AutoModelForSequenceClassification",
     "TOKEN_CLS": "AutoModelForTokenClassification",
     "QUESTION_ANS": "AutoModelForQuestionAnswering",
+    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
+    "FEATURE_EXTRACTION": "AutoModelForMaskedLM",  # PEFT has no task for masked words: `train --task mlm` says this
 }
 
 LOAD_REMOTE = """\

@@ -28,6 +28,7 @@ from transformers.utils import is_bitsandbytes_available
 
 from ..adapters.loading import save_base_config
 from ..checkpoints import resolve_model
+from ..conversion.merging import merge_adapter
 from ..conversion.to_llama import llama_class_name, llama_config
 from ..model.configuration_baichuan import BaichuanConfig, list_presets
 from ..model.modeling_baichuan import BaichuanPreTrainedModel
@@ -101,7 +102,7 @@ def load_model(
     if arguments.merge and not arguments.qlora and getattr(model, "is_quantized", False):
         raise ValueError(
             f"--merge: {arguments.model} is quantised. Train without, and merge into the model that it was made from:"
-            f" baichuan-hf convert MODEL DST --to baichuan --adapter {training_arguments.output_dir}"
+            f" baichuan-hf merge {training_arguments.output_dir} DST --base MODEL"
         )
     return model
 
@@ -297,6 +298,6 @@ def check_layout(trainer: Trainer, arguments: TrainArguments) -> None:
 def save_merged(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, adapter_dir: str) -> Path:
     """Fold the adapter of `adapter_dir` into `base`, the model it adapts, and save to the folder `merged` in there."""
     folder = Path(adapter_dir) / "merged"
-    PeftModel.from_pretrained(base, adapter_dir).merge_and_unload().save_pretrained(folder)
+    merge_adapter(base, adapter_dir).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

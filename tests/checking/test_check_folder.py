@@ -216,7 +216,7 @@ FILES = {
     "adapter": (
         lambda folder: (folder / "config.json").rename(folder / "adapter_config.json"),
         ["it is an adapter"],
-        "convert BASE DST .* --adapter",
+        r"baichuan-hf merge .* DST",
     ),
 }
 

@@ -228,7 +228,9 @@ def test_trained_by_the_command(source, method, tmp_path):
 
     losses = train(arguments(), quiet_arguments(tmp_path / "out", max_steps=30, learning_rate=1e-2))
     assert losses["train_loss"] < 8  # that of a guess is ln(5024) = 8.5
-    with pytest.raises(ValueError, match=r"is quantised\. Train without, and merge into .* --adapter .*out"):
+    with pytest.raises(
+        ValueError, match=r"is quantised\. Train without, and merge into .* baichuan-hf merge .*out2 DST --base MODEL"
+    ):
         train(arguments(merge=True), quiet_arguments(tmp_path / "out2", max_steps=1))
     convert_baichuan_folder(source, tmp_path / "merged", to="baichuan", adapter=tmp_path / "out")
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")

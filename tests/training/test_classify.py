@@ -11,6 +11,7 @@ from transformers import AutoModelForSequenceClassification, Trainer, pipeline
 
 import baichuan_hf
 from baichuan_hf.adapters.loading import load_adapted
+from baichuan_hf.adapters.merging import merge_folder
 from baichuan_hf.training import ClassifyArguments, train, train_classifier
 from baichuan_hf.training.trainer import add_adapters
 from tests.helpers import tiny_config
@@ -74,6 +75,10 @@ def test_an_adapter_is_loaded_with_its_labels_and_settings(checkpoint, tmp_path,
     merged = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out" / "merged")
     ids = torch.arange(40, 60)[None]
     torch.testing.assert_close(adapted(ids).logits, merged(ids).logits, atol=1e-5, rtol=1e-5)
+    merge_folder(tmp_path / "out", tmp_path / "dst", dtype=torch.float32)
+    later = AutoModelForSequenceClassification.from_pretrained(tmp_path / "dst")
+    assert later.config.to_diff_dict() == merged.config.to_diff_dict()
+    torch.testing.assert_close(later.state_dict(), merged.state_dict())
 
 
 def test_all_linear_adapts_every_projection(checkpoint, reviews_csv, tmp_path):

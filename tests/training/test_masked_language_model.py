@@ -10,6 +10,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 
 from baichuan_hf import BaichuanTokenizer, bundled_checkpoint
 from baichuan_hf.adapters.loading import load_adapted
+from baichuan_hf.adapters.merging import merge_folder
 from baichuan_hf.data import masking
 from baichuan_hf.data.masking import WholeWordMasking, split_words, word_numbers
 from baichuan_hf.training import train
@@ -123,6 +124,10 @@ def test_adapters_come_with_what_is_new(tmp_path, text_file):
     adapted = load_adapted(tmp_path / "out", AutoModelForMaskedLM, dtype=torch.float32)
     ids = torch.tensor([[40, 6144, 50]])
     torch.testing.assert_close(adapted(input_ids=ids).logits, after(ids).logits, atol=1e-4, rtol=1e-4)
+    merge_folder(tmp_path / "out", tmp_path / "dst", dtype=torch.float32)
+    later = AutoModelForMaskedLM.from_pretrained(tmp_path / "dst")
+    torch.testing.assert_close(later.state_dict(), after.state_dict())
+    assert len(AutoTokenizer.from_pretrained(tmp_path / "dst")) == 6145
 
 
 def test_from_scratch(tmp_path, text_file):
