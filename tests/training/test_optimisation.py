@@ -1,10 +1,12 @@
 """Early stopping, the best model, schedules of the learning rate, and advice when memory runs out."""
 
 import json
+from collections import Counter
 
 import pytest
 import torch
-from transformers import Trainer
+from safetensors.torch import load_file
+from transformers import Trainer, TrainingArguments
 
 from baichuan_hf.training import train as run_task
 from baichuan_hf.training.tasks import find_task
@@ -24,8 +26,12 @@ def run(checkpoint, reviews_csv, tmp_path):
     return train
 
 
+def series(history, key):
+    return [entry[key] for entry in history if key in entry]
+
+
 def rates(history):
-    return [entry["learning_rate"] for entry in history if "learning_rate" in entry]
+    return series(history, "learning_rate")
 
 
 def test_early_stopping_keeps_the_best_model(run, tmp_path):
@@ -56,6 +62,48 @@ def test_plateau_schedule(run):
         metric_for_best_model="loss",
     )  # fmt: skip
     assert min(rates(history)) < 0.5 == max(rates(history))
+
+
+@pytest.fixture
+def layer_calls():
+    """How often the attention of each layer was computed."""
+    calls = Counter()
+
+    def count(module, inputs, output):
+        if hasattr(module, "layer_idx"):
+            calls[module.layer_idx] += 1
+
+    handle = torch.nn.modules.module.register_module_forward_hook(count)
+    yield calls
+    handle.remove()
+
+
+def test_every_second_layer_is_computed_again(run, layer_calls):
+    steps = {"max_steps": 2, "logging_steps": 1, "learning_rate": 0.1, "eval_strategy": "no"}
+    plain = run({"eval_fraction": 0.0}, **steps)
+    assert layer_calls == {0: 2, 1: 2}
+    layer_calls.clear()
+    name = "activation" if "activation_checkpointing" in TrainingArguments.__dataclass_fields__ else "gradient"
+    options = {f"{name}_checkpointing": True, f"{name}_checkpointing_kwargs": {"every_n_layers": 2}}
+    again = run({"eval_fraction": 0.0}, **steps, **options)
+    assert layer_calls == {0: 4, 1: 2}
+    for key in ("loss", "grad_norm"):
+        assert series(again, key) == pytest.approx(series(plain, key), rel=1e-5)
+
+
+def test_compiled_training_is_the_same_and_saves_the_same_names(run, tmp_path, monkeypatch):
+    # Left behind by transformers, for accelerate: put back after the test.
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "no")
+    monkeypatch.setenv("ACCELERATE_DYNAMO_MODE", "default")
+    steps = {"max_steps": 2, "logging_steps": 1, "learning_rate": 0.1}
+    plain = run(**steps)
+    names = load_file(tmp_path / "out" / "model.safetensors").keys()
+    torch._dynamo.utils.counters.clear()
+    compiled = run(**steps, torch_compile=True, torch_compile_backend="aot_eager")
+    assert torch._dynamo.utils.counters["stats"]["calls_captured"] > 0
+    assert load_file(tmp_path / "out" / "model.safetensors").keys() == names
+    for key in ("loss", "grad_norm", "eval_loss"):
+        assert series(compiled, key) == pytest.approx(series(plain, key), rel=1e-4)
 
 
 def test_without_memory_it_says_what_to_change_in_order(run, monkeypatch):
