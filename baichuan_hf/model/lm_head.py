@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,17 +20,53 @@ class NormHead(nn.Linear):
     """logits = x . w / |w| for every row w of the weight (Baichuan 2, 2023, section 2.3).
 
     The weight is never rewritten: rows are scaled after the product, so training, merging and saving see the weight as
-    it is, and no normalised copy of it is held.
+    it is, and no normalised copy of it is held. Without gradients 1 / |w| is kept for the next call, since reading the
+    weight twice for a token would show; it is computed anew when the weight is another one or was written to.
     """
 
     EPS = 1e-12  # of torch.nn.functional.normalize, which the original calls
 
+    # The weight (weakly), its version and address, and 1 / |w| of it.
+    _kept: tuple[Any, int, int, Tensor] | None = None
+    _held: Tensor | None = None
+
     def forward(self, hidden_states: Tensor) -> Tensor:
-        norms = torch.linalg.vector_norm(self.weight, dim=-1, dtype=torch.float32)
         logits = F.linear(hidden_states, self.weight)
+        scale = self.inverse_norms() if self._held is None else self._held
         # In place, so that a bfloat16 product is scaled in float32 and rounded once, without a float32 copy.
-        logits = logits.mul_(norms.clamp(min=self.EPS).reciprocal())
+        logits = logits.mul_(scale)
         return logits if self.bias is None else logits + self.bias
+
+    def inverse_norms(self) -> Tensor:
+        """1 / |w| of every row, (vocab_size,) float32."""
+        weight = self.weight
+        if torch.compiler.is_compiling() or (torch.is_grad_enabled() and weight.requires_grad):
+            return self._inverse_norms()
+        # FSDP and ZeRO write gathered weights behind the version counter, which tensors of inference mode lack.
+        if _is_distributed() or weight.is_inference():
+            return self._inverse_norms()
+        state = (weight._version, weight.data_ptr())
+        if self._kept is None or self._kept[0]() is not weight or self._kept[1:3] != state:
+            self._kept = (weakref.ref(weight), *state, self._inverse_norms())
+        return self._kept[3]
+
+    @contextmanager
+    def holding_norms(self) -> Iterator[None]:
+        """For code that is traced, which cannot see whether the weight changes: it does not, in this context."""
+        self._held = self.inverse_norms()
+        try:
+            yield
+        finally:
+            self._held = None
+
+    def _inverse_norms(self) -> Tensor:
+        norms = torch.linalg.vector_norm(
+            self.weight, dim=-1, dtype=torch.promote_types(self.weight.dtype, torch.float32)
+        )
+        return norms.clamp(min=self.EPS).reciprocal()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_kept"}
 
     def normalized_weight(self) -> Tensor:
         """The rows as they count, of length 1: a copy of the weight, (vocab_size, hidden_size)."""
@@ -91,3 +130,7 @@ def max_z_loss(
     if num_items_in_batch is None:
         return loss
     return loss * (labels != -100).sum() / num_items_in_batch
+
+
+def _is_distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
