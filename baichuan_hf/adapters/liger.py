@@ -6,7 +6,6 @@ ours: it never holds the logits either, and knows the normalised head and the ma
 
 from collections.abc import Callable
 from types import MethodType
-from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -16,7 +15,7 @@ from ..model.feed_forward import GatedFeedForward
 from ..model.normalization import RMSNorm
 
 
-plain_rotation = attention.apply_rotary_pos_emb
+plain_rotation = attention.rotate
 
 
 def apply_liger_kernel_to_baichuan(
@@ -41,7 +40,7 @@ def apply_liger_kernel_to_baichuan(
         elif swiglu and isinstance(module, GatedFeedForward) and model.config.hidden_act in ("silu", "swish"):
             _replace_forward(module, _swiglu)
     if rope:
-        attention.apply_rotary_pos_emb = _rotate
+        attention.rotate = _rotate
     if fused_linear_cross_entropy and hasattr(model, "skip_logits"):
         model.skip_logits = True
 
@@ -63,9 +62,10 @@ def _swiglu(self: GatedFeedForward, hidden_states: Tensor) -> Tensor:
     return self.down_proj(LigerSiLUMulFunction.apply(self.gate_proj(hidden_states), self.up_proj(hidden_states)))
 
 
-def _rotate(query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+def _rotate(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
     if not query.is_cuda:
-        return plain_rotation(query, key, *args, **kwargs)
+        return plain_rotation(query, key, cos, sin)
     from liger_kernel.transformers.rope import liger_rotary_pos_emb
 
-    return liger_rotary_pos_emb(query, key, *args, **kwargs)
+    # It reads the first half of the sine only, whose sign is not turned.
+    return liger_rotary_pos_emb(query, key, cos, sin)

@@ -7,6 +7,7 @@ from transformers.activations import ACT2FN
 
 from .configuration_baichuan import BaichuanConfig
 from .experts import MixtureOfExperts
+from .kernels import use_triton
 
 
 class FeedForward(nn.Module):
@@ -31,11 +32,16 @@ class GatedFeedForward(nn.Module):
         self.gate_proj = nn.Linear(dim, inner_dim, bias=bias)
         self.down_proj = nn.Linear(inner_dim, dim, bias=bias)
         self.up_proj = nn.Linear(dim, inner_dim, bias=bias)
+        self.activation = activation
         self.act_fn = ACT2FN[activation]
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        gate = self.act_fn(self.gate_proj(hidden_states))
-        return self.down_proj(gate * self.up_proj(hidden_states))
+        gate, up = self.gate_proj(hidden_states), self.up_proj(hidden_states)
+        if self.activation in ("silu", "swish") and use_triton(gate, up):
+            from .triton_kernels import SiluMul
+
+            return self.down_proj(SiluMul.apply(gate, up))
+        return self.down_proj(self.act_fn(gate) * up)
 
 
 FEED_FORWARDS: dict[bool, type[FeedForward | GatedFeedForward]] = {False: FeedForward, True: GatedFeedForward}

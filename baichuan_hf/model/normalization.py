@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .configuration_baichuan import BaichuanConfig
@@ -18,11 +19,19 @@ class RMSNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(dim)) if bias else None
 
     def forward(self, hidden_states: Tensor) -> Tensor:
+        if self._has_kernel(hidden_states):
+            x = F.rms_norm(hidden_states, self.weight.shape, self.weight, self.eps)
+            return x if self.bias is None else x + self.bias
         # float32: a bfloat16 mean over thousands of squares keeps two or three digits.
         x = hidden_states.float()
         x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
         x = self.weight * x.to(hidden_states.dtype)
         return x if self.bias is None else x + self.bias
+
+    def _has_kernel(self, hidden_states: Tensor) -> bool:
+        """Whether torch has one kernel for the whole norm, which on a GPU takes an eighth of the time of its eight
+        operations; on a CPU it has none. It rounds once, after the product with the weight."""
+        return hidden_states.is_cuda and hidden_states.dtype == self.weight.dtype
 
     def extra_repr(self) -> str:
         return f"{tuple(self.weight.shape)}, eps={self.eps}, bias={self.bias is not None}"

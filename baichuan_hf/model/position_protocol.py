@@ -41,7 +41,7 @@ class Positions(nn.Module):
         return inputs_embeds
 
     def rotation(self, hidden_states: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Cosine and sine, each (B or 1, T, D), that queries and keys are rotated by."""
+        """Cosine and sine, each (B or 1, T, D), that `rotate` takes for queries and keys."""
         return None
 
     def mask_options(self, hidden_states: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:

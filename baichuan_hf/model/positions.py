@@ -13,6 +13,7 @@ from transformers import initialization
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from .configuration_baichuan import BaichuanConfig
+from .kernels import use_triton
 from .position_biases import AlibiBias, RelativeBias
 from .position_protocol import Positions
 
@@ -31,7 +32,9 @@ class RotaryEmbedding(Positions, LlamaRotaryEmbedding):
     """
 
     def rotation(self, hidden_states: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        return self(hidden_states, position_ids)
+        cos, sin = self(hidden_states, position_ids)
+        first, second = sin.chunk(2, dim=-1)
+        return cos, torch.cat([first, -second], dim=-1)
 
 
 class SinusoidalPositions(Positions):
@@ -80,6 +83,28 @@ POSITIONS: dict[str, type[Positions]] = {
     "relative": RelativeBias,
     "none": NoPositions,
 }
+
+
+def rotate(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """Queries and keys at their positions: transformers' `apply_rotary_pos_emb` in half the operations.
+
+    Args:
+        query: as `key`, (B, heads, T, D).
+        key: with as many or fewer heads.
+        cos: (B or 1, T, D), of `Positions.rotation`.
+        sin: the like, with the sign of its second half turned.
+    """
+    if use_triton(query, key):
+        from .triton_kernels import Rotation
+
+        return Rotation.apply(query, key, cos, sin)
+    cos, sin = cos[:, None], sin[:, None]
+    return _rotate(query, cos, sin), _rotate(key, cos, sin)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = x.chunk(2, dim=-1)
+    return torch.addcmul(x * cos, torch.cat([second, first], dim=-1), sin, value=-1)
 
 
 def build_positions(config: BaichuanConfig) -> Positions:

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.models.llama.modeling_llama import apply_rotary_pos_emb, repeat_kv
+from transformers.models.llama.modeling_llama import repeat_kv
 
 from .attention import BaichuanAttention
 from .configuration_baichuan import BaichuanConfig
+from .positions import rotate
 
 
 class WindowedAttention(BaichuanAttention):
@@ -124,8 +125,8 @@ class WindowedAttention(BaichuanAttention):
         value = self.split_heads(self.v_global_proj(hidden_states))
         if position_embeddings is not None:
             cos, sin = (x.expand(len(hidden_states), -1, -1) for x in position_embeddings)
-            query, _ = apply_rotary_pos_emb(query, query, cos[rows, global_columns], sin[rows, global_columns])
-            key, _ = apply_rotary_pos_emb(key, key, cos, sin)
+            query, _ = rotate(query, query, cos[rows, global_columns], sin[rows, global_columns])
+            key, _ = rotate(key, key, cos, sin)
         mask = torch.zeros(is_token.shape, dtype=query.dtype, device=query.device)
         mask = mask.masked_fill(~is_token, torch.finfo(query.dtype).min)
         mask = mask[:, None, None].expand(-1, -1, query.shape[2], -1)

@@ -47,7 +47,7 @@ def test_blocks_equal_the_mask(length, window, num_global, side):
     ids, mask = padded(length, side)
     with torch.no_grad():
         blocks, plain = (model(ids, attention_mask=mask).logits[mask.bool()] for model in models)
-    torch.testing.assert_close(blocks, plain, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(blocks, plain, atol=3e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", SETTINGS)
