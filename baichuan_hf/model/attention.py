@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, EncoderDecoderCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.llama.modeling_llama import apply_rotary_pos_emb, eager_attention_forward
+from transformers.models.llama.modeling_llama import eager_attention_forward
 
 from .configuration_baichuan import BaichuanConfig
+from .cudnn_attention import AlibiAttention, suits_cudnn
 from .position_biases import HeadDims
+from .positions import rotate
 
 
 class HeadedAttention(nn.Module):
@@ -81,7 +83,7 @@ class BaichuanAttention(HeadedAttention):
         """hidden_states: (B, T, hidden_size) -> same shape, and the attention weights where the backend has them."""
         query, key, value = (self.split_heads(x) for x in self._project(hidden_states))
         if position_embeddings is not None:
-            query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
+            query, key = rotate(query, key, *position_embeddings)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
         output, weights = self.attend(
@@ -103,6 +105,7 @@ class BaichuanAttention(HeadedAttention):
         attention_mask: Any,
         *,
         head_dims: HeadDims | None = None,
+        is_plain_alibi: bool = False,
         hidden_states: Tensor | None = None,
         position_embeddings: tuple[Tensor, Tensor] | None = None,
         **kwargs: Any,
@@ -115,6 +118,7 @@ class BaichuanAttention(HeadedAttention):
             value: the like.
             attention_mask: of queries by keys, as the backend takes it, or as `takes_padding_mask` says.
             head_dims: a bias of the scores in the form of further dimensions.
+            is_plain_alibi: whether that is ALiBi with its own slopes, which a kernel may have built in.
             hidden_states: what the three were projected from, for kinds of attention with projections of their own.
             position_embeddings: the rotation, for the same.
             kwargs: further arguments of the backend.
@@ -128,6 +132,11 @@ class BaichuanAttention(HeadedAttention):
                 else replace(bias, slopes=self._local_heads(bias.slopes, query.shape[1]))
             )
         if head_dims is not None:
+            # cuDNN's slopes are those of as many heads as it is given: not of a process's part of them.
+            whole = query.shape[1] == self.config.num_attention_heads and attention_mask is None
+            drops = self.training and self.config.attention_dropout > 0
+            if is_plain_alibi and whole and not drops and suits_cudnn(query, key, value):
+                return AlibiAttention.apply(query, key, value, self.scaling).transpose(1, 2), None
             extra_query = self._local_heads(head_dims.query, query.shape[1])
             query = torch.cat([query, extra_query.expand(*query.shape[:3], -1)], dim=-1)
             key = torch.cat([key, head_dims.key.expand(*key.shape[:3], -1)], dim=-1)

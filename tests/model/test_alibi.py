@@ -1,9 +1,12 @@
 """Attention with ALiBi against its formula, with every scaling, and under a sliding window."""
 
+import copy
+
 import pytest
 import torch
 
 from baichuan_hf import BaichuanForCausalLM
+from baichuan_hf.model import attention, cudnn_attention
 from tests.helpers import tiny_config
 
 
@@ -74,3 +77,35 @@ def test_alibi_attention_by_its_formula(scaling, length, attention):
         )
         expected = alibi_attention(query, key, value, slopes).transpose(0, 1).reshape(length, 64)
     assert (seen["output"][0] - expected).abs().max() < 1e-5
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "sizes", [{}, {"num_attention_heads": 5, "hidden_size": 80}, {"num_key_value_heads": 2}], ids=str
+)
+def test_cudnn_is_as_close_to_float32_as_the_plain_way(dtype, sizes, monkeypatch):
+    """Logits and gradients of the kernel with the bias built in, and of extra head dimensions, against a mask."""
+    pytest.importorskip("cudnn", reason="needs cuDNN's frontend: pip install 'baichuan-hf[cudnn]'")
+    torch.manual_seed(0)
+    config = tiny_config(position_embedding_type="alibi", **sizes)
+    model = BaichuanForCausalLM(config).to("cuda", dtype)
+    ids = torch.randint(3, config.vocab_size, (2, 333), device="cuda")
+    calls, monkeypatched = [], cudnn_attention.suits_cudnn
+    monkeypatch.setattr(cudnn_attention, "MIN_TOKENS", 1)
+
+    def computed(model):
+        model.zero_grad()
+        outputs = model(ids, labels=ids)
+        outputs.loss.backward()
+        return [outputs.logits.detach().float(), *(weight.grad.float() for weight in model.parameters())]
+
+    exact = computed(copy.deepcopy(model).float())
+    monkeypatch.setattr(attention, "suits_cudnn", lambda *tensors: calls.append(1) or monkeypatched(*tensors))
+    fast = computed(model)
+    assert calls
+    monkeypatch.setattr(attention, "suits_cudnn", lambda *tensors: False)
+    plain = computed(model)
+    for of_fast, of_plain, of_exact in zip(fast, plain, exact, strict=True):
+        error = (of_plain - of_exact).norm() + 1e-3 * of_exact.norm()
+        assert (of_fast - of_exact).norm() < 1.2 * error
