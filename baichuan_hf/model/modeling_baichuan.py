@@ -6,7 +6,7 @@ Shape legend: B batch, T tokens, S tokens with the cached ones.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, DynamicCache, EncoderDecoderCache, GenerationMixin, PreTrainedModel, initialization
+from transformers import (
+    Cache,
+    CompileConfig,
+    DynamicCache,
+    EncoderDecoderCache,
+    GenerationMixin,
+    PreTrainedModel,
+    initialization,
+)
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GenericForQuestionAnswering, GenericForTokenClassification
 from transformers.modeling_outputs import (
@@ -30,6 +38,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .attention import BaichuanAttention, BaichuanCrossAttention
 from .checkpoint_files import check_loaded_weights, explain_loading_errors, written_beside
 from .configuration_baichuan import BaichuanConfig
+from .decoding import compiled_step, decoding_masks, default_compile_config
 from .experts import load_balancing_loss
 from .fully_sharded import gathered_once
 from .initialization import initialize_projection, mark_projections
@@ -507,6 +516,16 @@ class BaichuanForCausalLM(BaichuanPreTrainedModel, GenerationMixin):
             cross_attentions=outputs.cross_attentions,
             router_logits=outputs.router_logits,
         )
+
+    # What `generate` asks for.
+    create_masks_for_generate = staticmethod(decoding_masks)
+
+    def get_compiled_call(self, compile_config: CompileConfig | None) -> Callable[..., Any]:
+        """The step that `generate` repeats with a static cache, on a GPU as a CUDA graph: see `compiled_step`."""
+        return compiled_step(self, compile_config, super().get_compiled_call)
+
+    def _default_compile_config(self) -> CompileConfig:
+        return default_compile_config(self) or super()._default_compile_config()
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         """Put in a new head, as the kind that the config names."""

@@ -63,6 +63,10 @@ class ScoreBias(Positions):
         columns = self._columns(mask, hidden_states, past_key_values, layer_idx, kwargs)
         if self.config._attn_implementation == "flex_attention":
             return mask, {"position_bias": self._flex_bias(*columns)}
+        if mask is None:
+            # `generate` leaves it out of the first pass over a static cache, where SDPA could do without.
+            q_positions, k_positions = columns
+            mask = (k_positions[None, :] <= q_positions[:, None])[None, None]
         return self._folded(mask, self.scores(*columns).to(hidden_states.dtype)[None]), {}
 
     def _folded(self, mask: Tensor, bias: Tensor) -> Tensor:
@@ -98,8 +102,8 @@ class AlibiBias(ScoreBias):
 
     The bias takes one of three forms: folded into the attention mask, which holds heads x queries x keys numbers; for
     long causal inputs to SDPA on an accelerator, where that would be large, extra dimensions of queries and keys,
-    whose product is the bias up to a constant per query, which softmax cancels (FlashBias, Wu et al. 2025); for
-    FlexAttention, a function of indices.
+    whose product is the bias up to a constant per query, which softmax cancels (FlashBias, Wu et al. 2025), or where
+    cuDNN can, its kernel with the bias built in; for FlexAttention, a function of indices.
 
     `alibi_scaling` flattens the slopes for sequences beyond the trained length: `linear` divides all by `factor`;
     `ntk` leaves the steepest slope (near tokens) and divides the flattest (far tokens) by `factor`, geometrically in
@@ -133,7 +137,8 @@ class AlibiBias(ScoreBias):
         # The parts of a slope must be exact in what attention computes in, which autocast chooses.
         device = hidden_states.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_states.dtype
-        return mask, {"head_dims": alibi_head_dims(slopes * self.config.head_dim**0.5, len(k_positions), dtype)}
+        head_dims = alibi_head_dims(slopes * self.config.head_dim**0.5, len(k_positions), dtype)
+        return mask, {"head_dims": head_dims, "is_plain_alibi": self.config.alibi_scaling is None}
 
     def _flex_bias(self, q_positions: Tensor, k_positions: Tensor) -> ComputedBias:
         return ComputedBias(self._scaled_slopes(k_positions)[None], q_positions, k_positions)

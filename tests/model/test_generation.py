@@ -1,11 +1,13 @@
 """Decoding strategies, caches and batches: each against plain greedy decoding, or rows against the row alone."""
 
+import copy
 import functools
 
 import pytest
 import torch
 from transformers import (
     AutoTokenizer,
+    CompileConfig,
     ContinuousBatchingConfig,
     GenerationConfig,
     QuantizedCache,
@@ -165,6 +167,59 @@ def test_caches(kind, attention, implementation):
     ids, mask = padded_batch("left")
     tokens = greedy(model, ids, attention_mask=mask, cache_implementation=implementation)
     assert tokens.tolist() == [greedy_alone(kind, row) for row in range(len(LENGTHS))]
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_static_cache_without_padding(kind, attention):
+    """One row and no mask to speak of: transformers leaves the mask of the first pass out."""
+    model = load_model(kind, attention)
+    for ids in (prompt(), prompt()[:, :2]):
+        tokens = greedy(model, ids, attention_mask=torch.ones_like(ids), cache_implementation="static")
+        assert tokens.tolist() == greedy(model, ids, attention_mask=torch.ones_like(ids)).tolist()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compile_config", [None, CompileConfig(backend="cudagraphs")], ids=["compiled", "as it is"])
+def test_steps_as_cuda_graphs(kind, compile_config):
+    """Static caches of several sizes, weights that change between two calls, and what is collected step by step."""
+    model = copy.deepcopy(load_model(kind)).to("cuda")
+    ids, mask = (x.to("cuda") for x in padded_batch("left"))
+    options = {"cache_implementation": "static", "compile_config": compile_config}
+    for rows, first in ((ids, mask), (ids, mask), (ids[:1], mask[:1]), (ids[1:, -3:], mask[1:, -3:])):
+        tokens = greedy(model, rows, attention_mask=first, **options)
+        assert tokens.tolist() == greedy(model, rows, attention_mask=first).tolist()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(1.1)
+    assert (
+        greedy(model, ids, attention_mask=mask, **options).tolist() == greedy(model, ids, attention_mask=mask).tolist()
+    )
+    collected = {"return_dict_in_generate": True, "output_hidden_states": True, "output_logits": True}
+    outputs = [
+        model.generate(ids, attention_mask=mask, max_new_tokens=6, do_sample=False, **collected, **more)
+        for more in (options, {})
+    ]
+    for name in ("logits", "hidden_states"):
+        steps, plain = (getattr(output, name)[1:] for output in outputs)
+        for step, expected in zip(steps, plain, strict=True):
+            step, expected = (x[-1] if isinstance(x, tuple) else x for x in (step, expected))
+            torch.testing.assert_close(step, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.gpu
+def test_a_step_that_cannot_be_recorded_runs_as_it_is(model, monkeypatch):
+    model = copy.deepcopy(model).to("cuda")
+    plain = greedy(model, prompt().to("cuda"))
+    forward = type(model.model).forward
+
+    def synchronising(self, *args, **kwargs):
+        outputs = forward(self, *args, **kwargs)
+        outputs.last_hidden_state.sum().item()
+        return outputs
+
+    monkeypatch.setattr(type(model.model), "forward", synchronising)
+    options = {"cache_implementation": "static", "compile_config": CompileConfig(backend="cudagraphs")}
+    assert greedy(model, prompt().to("cuda"), **options).tolist() == plain.tolist()
 
 
 def test_quantized_cache(model):
