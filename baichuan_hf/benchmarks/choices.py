@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 
 
-# The proportions of Baichuan2-7B, and but for the first its vocabulary; "1b" has 1.1 billion weights.
+# The proportions of Baichuan2-7B and of Baichuan2-13B, and but for the first their vocabulary; "1b" has 1.1 billion
+# weights.
 SHAPES: dict[str, dict[str, int]] = {
     "tiny": {
         "vocab_size": 512,
@@ -27,6 +28,13 @@ SHAPES: dict[str, dict[str, int]] = {
         "intermediate_size": 11008,
         "num_hidden_layers": 32,
         "num_attention_heads": 32,
+    },
+    "13b": {
+        "vocab_size": 125696,
+        "hidden_size": 5120,
+        "intermediate_size": 13696,
+        "num_hidden_layers": 40,
+        "num_attention_heads": 40,
     },
 }
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import functools
-import resource
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -17,6 +14,7 @@ from transformers.utils import is_liger_kernel_available
 
 from ..model.lm_head import LM_HEADS
 from ..model.loss import chunked_loss
+from .peak import in_a_process, peak_memory
 from .rows import append_rows, machine, read_rows
 from .timing import interleaved, milliseconds
 
@@ -52,7 +50,7 @@ def measure_loss(
     origin = {**machine(device), "command": command}
     sizes = (tokens, hidden_size, vocab_size, device)
     for normalized, name in {False: "linear", True: "NormHead"}.items():
-        peaks = {way: _in_a_process(functools.partial(_peak, way, normalized, *sizes)) for way, _ in _ways(device)}
+        peaks = {way: in_a_process(functools.partial(_peak, way, normalized, *sizes)) for way, _ in _ways(device)}
         head, states, labels = _inputs(normalized, *sizes)
         actions = {way: functools.partial(_step, loss, head, states, labels) for way, loss in _ways(device)}
         times = interleaved(actions, device, rounds=rounds)
@@ -111,27 +109,10 @@ def _inputs(
     return head, states, torch.randint(vocab_size, (tokens,), device=device)
 
 
-def _in_a_process(measure: Callable[[], int]) -> int:
-    """A CPU's memory is only known as the most that a process ever had."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(measure).result()
-
-
 def _peak(way: str, normalized: bool, tokens: int, hidden_size: int, vocab_size: int, device: torch.device) -> int:
     """MiB that a step needs on top of weights, states and their gradients, which are there before it."""
     head, states, labels = _inputs(normalized, tokens, hidden_size, vocab_size, device)
     head.weight.grad, states.grad = torch.ones_like(head.weight), torch.ones_like(states)
-    before = _memory(device)
+    before = peak_memory(device)
     dict(_ways(device))[way](head, states, labels).backward()
-    return round((_memory(device) - before) / 2**20)
-
-
-def _memory(device: torch.device) -> int:
-    """The most bytes so far."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    # What Linux says here begins with the process, unlike getrusage, which counts the one that it came from.
-    if (status := Path("/proc/self/status")).exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
+    return round((peak_memory(device) - before) / 2**20)

@@ -8,10 +8,10 @@ import time
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, PreTrainedModel
+from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.integrations.liger import apply_liger_kernel
 
-from .. import BaichuanConfig
+from .random_models import inference_dtype, random_config, random_model
 from .timing import synchronize
 
 
@@ -45,16 +45,13 @@ def main() -> None:
 
 def build(settings: dict[str, Any], device: torch.device) -> torch.nn.Module:
     """The model with random weights, as `settings` say: adapters, kernels, compiled and checkpointed layers."""
-    sizes = {**settings["shape"], "max_position_embeddings": settings["length"]}
-    if settings["model"] == "llama":
-        config: Any = LlamaConfig(**sizes)
-    else:
-        config = BaichuanConfig(**sizes, position_embedding_type="alibi" if settings["alibi"] else "rope")
     frozen = settings["method"] != "full"
     # As Trainer has it: float32 weights under autocast, but a frozen base in the precision it is used in.
-    dtype = torch.bfloat16 if frozen and device.type == "cuda" else torch.float32
-    with device:
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    dtype = inference_dtype(device) if frozen else torch.float32
+    config = random_config(
+        settings["shape"], length=settings["length"], llama=settings["model"] == "llama", alibi=settings["alibi"]
+    )
+    model = random_model(config, dtype=dtype, device=device)
     if settings["method"] == "qlora":
         model = _in_four_bits(model)
     if settings["liger"]:

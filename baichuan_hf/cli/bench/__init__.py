@@ -3,6 +3,8 @@
 import typer
 
 from .components import architectures, scaling
+from .cpu import cpu, tokenizer
+from .loading import load, memory
 from .training import loss, parallel, train
 from .versions import quantization, ratio
 
@@ -12,11 +14,23 @@ bench = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
 
 @bench.callback()
 def main() -> None:
-    """Measure components, attention and versions; the rows are kept in CSV files.
+    """Measure speed, memory, components and versions; the rows are kept in CSV files.
 
     Example: [bold]baichuan-hf bench scaling --tokens 1024 --tokens 4096[/]
     """
 
 
-for command in (architectures, scaling, loss, parallel, train, quantization, ratio):
+for command in (
+    architectures,
+    scaling,
+    loss,
+    parallel,
+    train,
+    load,
+    memory,
+    cpu,
+    tokenizer,
+    quantization,
+    ratio,
+):
     bench.command()(command)
