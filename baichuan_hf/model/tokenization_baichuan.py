@@ -140,9 +140,11 @@ class BaichuanTokenizer(PushToHub, TokenizersBackend):
                 return by_library()
             kept = slice(room) if self.truncation_side == "right" else slice(-room, None)
         try:
-            ids = [[*front, *found[kept], *back] for found in words(texts)]
+            ids = words(texts)
         except UnicodeEncodeError:
             return by_library()
+        if front or back or kept != slice(None):
+            ids = [[*front, *row[kept], *back] for row in ids]
         for row in ids:
             self._eventual_warn_about_too_long_sequence(row, kwargs.get("max_length"), kwargs.get("verbose", True))
         data: dict[str, Any] = {"input_ids": ids}
@@ -167,11 +169,11 @@ class BaichuanTokenizer(PushToHub, TokenizersBackend):
             self._words = build_word_cache(self._tokenizer, self._encode_alone) or False
         return self._words or None
 
-    def _encode_alone(self, text: str) -> list[int]:
+    def _encode_alone(self, texts: list[str]) -> list[list[int]]:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = False
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
     def _put_around(self) -> tuple[list[int], list[int]]:
         """The ids in front of a text's own and behind them."""

@@ -26,8 +26,9 @@ SEPARATOR = "\0"
 PAIR_BITS = 20
 # Words of so many bytes are found by these in a table of so many slots, longer ones and those left over in a dict.
 KEY_BYTES, SLOT_BITS = 16, 19
-# Bytes of words after which the cache begins anew; characters of the texts that are looked up together.
-CAPACITY, CHUNK = 1 << 22, 1 << 18
+# Bytes of words after which the cache begins anew; characters of the texts that are looked up together; unknown words
+# that are encoded together.
+CAPACITY, CHUNK, PART = 1 << 22, 1 << 17, 256
 
 # Of the two halves of a key, by the word's length.
 MASKS = np.array(
@@ -41,10 +42,10 @@ class WordCache:
 
     Args:
         tokens: the vocabulary, with all that was added to it.
-        encode: the ids of a text; of SEPARATOR a single one, which comes from nothing else.
+        encode: the ids of texts; of SEPARATOR a single one, which comes from nothing else.
     """
 
-    def __init__(self, tokens: Iterable[str], encode: Callable[[str], list[int]]) -> None:
+    def __init__(self, tokens: Iterable[str], encode: Callable[[list[str]], list[list[int]]]) -> None:
         codes = _code_points(SEPARATOR.join(tokens))
         is_inside = (codes[:-1] != ord(SEPARATOR)) & (codes[1:] != ord(SEPARATOR))
         self._are_neighbours = np.zeros(1 << PAIR_BITS, bool)
@@ -66,7 +67,7 @@ class WordCache:
         """Know no word but SEPARATOR, in row 1; row 0 is that of an empty slot."""
         self._rows = {SEPARATOR.encode(): 1}
         self._size = 0
-        self._ids = array("q", self._encode(SEPARATOR))
+        self._ids = array("q", self._encode([SEPARATOR])[0])
         self._starts, self._counts = array("q", [0, 0]), array("q", [0, 1])
         self._slots = np.zeros(1 << SLOT_BITS, np.int32)
         self._low, self._high = np.zeros((2, 1 << SLOT_BITS), np.uint64)
@@ -75,38 +76,38 @@ class WordCache:
         if self._size > CAPACITY:
             self._clear()
         text = "".join(texts)
-        data = text.encode()
+        data = text.encode() + bytes(KEY_BYTES)
         codes = _code_points(text)
         ends = np.cumsum([len(text) for text in texts])
         is_edge = np.ones(len(codes) + 1, bool)
         # The normaliser writes the one as the other.
-        is_edge[1:-1] = ~self._are_neighbours[_hash_pairs(np.where(codes == ord(" "), ord(SPACE), codes))]
+        pairs = _hash_pairs(np.where(codes == ord(" "), ord(SPACE), codes))
+        np.logical_not(self._are_neighbours.take(pairs), out=is_edge[1:-1])
         is_edge[ends] = True
-        if len(data) == len(codes):
-            edges = np.flatnonzero(is_edge)
-        else:
-            places = _byte_places(codes)
-            edges, ends = places[is_edge], places[ends]
+        # Where characters start in UTF-8: all bytes but 0x80 to 0xBF.
+        places = np.flatnonzero(np.frombuffer(data, np.int8) >= -64)
+        edges, ends = places.take(np.flatnonzero(is_edge)), places.take(ends)
 
         rows = self._find(data, edges)
-        counts = _view(self._counts)[rows]
-        behind = _sums(counts)
-        first = (_view(self._starts)[rows] - behind[:-1]).repeat(counts)
-        ids = _view(self._ids)[first + np.arange(len(first))].tolist()
+        counts = _view(self._counts).take(rows)
+        behind = np.zeros(len(rows) + 1, np.int64)
+        counts.cumsum(out=behind[1:])
+        first = (_view(self._starts).take(rows) - behind[:-1]).repeat(counts)
+        ids = _view(self._ids).take(first + np.arange(len(first)))
         bounds = behind[edges.searchsorted(ends)].tolist()
-        return (ids[start:end] for start, end in pairwise([0, *bounds]))
+        return (ids[start:end].tolist() for start, end in pairwise([0, *bounds]))
 
     def _find(self, data: bytes, edges: np.ndarray) -> np.ndarray:
-        """The row of each word between two edges, which is encoded if there is none yet."""
+        """The row of each word between two edges, which is encoded if there is none yet; zeros follow the words."""
         starts, lengths = edges[:-1], edges[1:] - edges[:-1]
-        eights: np.ndarray = np.ndarray(len(data) + 8, np.uint64, data + bytes(KEY_BYTES), strides=(1,))
-        low_mask, high_mask = MASKS[:, np.minimum(lengths, KEY_BYTES)]
-        low, high = eights[starts] & low_mask, eights[starts + 8] & high_mask
+        eights: np.ndarray = np.ndarray(len(data) - 7, np.uint64, data, strides=(1,))
+        key_lengths = np.minimum(lengths, KEY_BYTES)
+        low, high = (eights.take(starts + 8 * half) & MASKS[half].take(key_lengths) for half in (0, 1))
         mixed = low * np.uint64(0x9E3779B97F4A7C15) ^ high * np.uint64(0xC2B2AE3D27D4EB4F)
         slots = (mixed >> np.uint64(64 - SLOT_BITS)).astype(np.int64)
         is_short = lengths <= KEY_BYTES
-        rows = self._slots[slots]
-        is_found = (rows > 0) & (self._low[slots] == low) & (self._high[slots] == high) & is_short
+        rows = self._slots.take(slots)
+        is_found = (rows > 0) & (self._low.take(slots) == low) & (self._high.take(slots) == high) & is_short
         if (missing := np.flatnonzero(~is_found)).size:
             spans = zip(starts[missing].tolist(), edges[missing + 1].tolist(), strict=True)
             words = [data[start:end] for start, end in spans]
@@ -122,24 +123,26 @@ class WordCache:
         """Give rows to words that have none."""
         if not words:
             return
-        text = SEPARATOR.join(["", *(word.decode() for word in words), ""])
-        self._size += len(text)
-        ids = self._encode(text)
-        edges = np.flatnonzero(np.array(ids) == self._ids[0])
-        assert len(edges) == len(words) + 1
-        rows = range(len(self._starts), len(self._starts) + len(words))
-        self._rows.update(zip(words, rows, strict=True))
-        self._starts.extend((edges[:-1] + 1 + len(self._ids)).tolist())
-        self._counts.extend((np.diff(edges) - 1).tolist())
-        self._ids.extend(ids)
+        self._size += sum(map(len, words))
+        # In parts, which the library encodes side by side.
+        parts = [words[start : start + PART] for start in range(0, len(words), PART)]
+        texts = [SEPARATOR.join(["", *(word.decode() for word in part), ""]) for part in parts]
+        for part, ids in zip(parts, self._encode(texts), strict=True):
+            edges = np.flatnonzero(np.array(ids) == self._ids[0])
+            assert len(edges) == len(part) + 1
+            rows = range(len(self._starts), len(self._starts) + len(part))
+            self._rows.update(zip(part, rows, strict=True))
+            self._starts.extend((edges[:-1] + 1 + len(self._ids)).tolist())
+            self._counts.extend((edges[1:] - edges[:-1] - 1).tolist())
+            self._ids.extend(ids)
 
 
-def build_word_cache(tokenizer: Tokenizer, encode: Callable[[str], list[int]]) -> WordCache | None:
+def build_word_cache(tokenizer: Tokenizer, encode: Callable[[list[str]], list[list[int]]]) -> WordCache | None:
     """A cache for a tokenizer, or None for one that may treat a word otherwise than the text it is cut from.
 
     Args:
         tokenizer: with all tokens added.
-        encode: the ids of a text without those that are put around it.
+        encode: the ids of texts without those that are put around them.
     """
     tokens = tokenizer.get_vocab()
     added = tokenizer.get_added_tokens_decoder()
@@ -183,19 +186,6 @@ def _chunks(texts: Sequence[str]) -> Iterator[list[str]]:
 
 def _code_points(text: str) -> np.ndarray:
     return np.frombuffer(text.encode("utf-32-le"), np.uint32)
-
-
-def _byte_places(codes: np.ndarray) -> np.ndarray:
-    """Where each character starts in UTF-8, and where the last one ends."""
-    widths = 1 + (codes >= 0x80).astype(np.int8) + (codes >= 0x800) + (codes >= 0x10000)
-    return _sums(widths)
-
-
-def _sums(numbers: np.ndarray) -> np.ndarray:
-    """Of none of them, of the first, of the first two, ..., of all."""
-    sums = np.zeros(len(numbers) + 1, np.int64)
-    numbers.cumsum(out=sums[1:])
-    return sums
 
 
 def _hash_pairs(codes: np.ndarray) -> np.ndarray:

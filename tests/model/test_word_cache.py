@@ -183,6 +183,10 @@ def test_a_full_cache_begins_anew(surrogate, monkeypatch):
     assert surrogate(texts).data == by_library(surrogate, texts).data
 
 
+def test_an_empty_text_behind_a_long_one(surrogate):
+    assert surrogate([TEXT * 2000, ""])["input_ids"][1] == []
+
+
 def test_threads_share_it(surrogate):
     texts = [chr(0x4E00 + i) * 7 + f"{i} words" + TEXT for i in range(100)]
     with ThreadPoolExecutor(8) as pool:
