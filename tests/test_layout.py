@@ -150,6 +150,7 @@ CLI_OPTIONS = {
         "--text-column",
         "--text-file",
     },
+    "export": {"source", "destination", "--cache", "--dtype", "--no-cache", "--overwrite", "--to"},
     "generate": {"prompt", "--num-beams"} | RUNNING | SAMPLING,
     "info": {"model", "--batch-size", "--length", "--dtype", "--lora-r", "--json"},
     "merge": {

@@ -17,6 +17,7 @@ from .check import check
 from .convert import convert
 from .demo import demo
 from .evaluate import evaluate
+from .export import export
 from .generate import generate
 from .info import info
 from .merge import merge
@@ -88,6 +89,7 @@ app.command()(check)
 app.command("eval")(evaluate)
 app.command()(prune)
 app.command()(quantize)
+app.command()(export)
 app.command()(info)
 app.command()(card)
 app.add_typer(bench, name="bench")

@@ -104,7 +104,8 @@ def restarting_positions(segments: Tensor) -> Tensor:
     columns = torch.arange(segments.shape[1], device=segments.device)
     starts = torch.ones_like(segments, dtype=torch.bool)
     starts[:, 1:] = segments[:, 1:] != segments[:, :-1]
-    return columns - (columns * starts).cummax(dim=1).values
+    # By number: the exporter to ONNX has a cummax whose result has no names.
+    return columns - (columns * starts).cummax(dim=1)[0]
 
 
 def token_positions(attention_mask: Tensor, num_queries: int) -> Tensor:
