@@ -57,5 +57,5 @@ def _kept_of(linear: nn.Linear, sparsity: float | None, pattern: str | None) -> 
 
 def zero_share(model: PreTrainedModel) -> float:
     """The share of zeros among the weights that `prune_weights` prunes."""
-    weights = [linear.weight for linear in linear_layers(model)]
+    weights = [linear.weight.detach().dequantize() for linear in linear_layers(model)]  # themselves, unless quantised
     return sum(int((weight == 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights)
