@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
+from transformers.utils import is_torchdynamo_compiling
 
 from .lm_head import NormHead
 
@@ -70,10 +71,12 @@ def chunked_loss(
     # An average over all positions, weighted with this batch's share of the labels as in `max_z_loss`.
     z_weight = z_loss_weight / len(states) * num_labels if z_loss_weight else None
     size = max(1, max_logits // vocab_size)
-    options = (states, targets, z_weight, label_smoothing, size)
-    if torch.is_grad_enabled() and _is_plain(head):
-        return _one_pass(head, *options) / num_items_in_batch
-    return _two_passes(head, *options) / num_items_in_batch
+    if not torch.is_grad_enabled() or not _is_plain(head):
+        return _two_passes(head, states, targets, z_weight, label_smoothing, size) / num_items_in_batch
+    if z_weight is None and not is_torchdynamo_compiling():
+        # The others lose nothing: what a user says in a chat, the words that are not masked.
+        states, targets = states[targets != -100], targets[targets != -100]
+    return _one_pass(head, states, targets, z_weight, label_smoothing, size) / num_items_in_batch
 
 
 def _is_plain(head: nn.Module) -> TypeGuard[nn.Linear]:

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
+from torch.utils.flop_counter import FlopCounterMode
 
 from baichuan_hf import BaichuanForCausalLM, BaichuanForMaskedLM
 from baichuan_hf.model import loss as loss_module
@@ -116,6 +117,18 @@ def test_no_more_logits_than_a_chunk_exist(mode):
     assert max(seen) == 7
     assert sum(seen) == 2 * 24  # every position but the last of a row, forward and again backward
     assert model(batch()["input_ids"]).logits.shape == (2, 13, 128)  # without labels there is nothing else to return
+
+
+@pytest.mark.parametrize("labelled", [0, 6, 24])
+def test_positions_without_a_label_cost_nothing(labelled):
+    head, states = torch.nn.Linear(16, 128, bias=False), torch.randn(1, 24, 16, requires_grad=True)
+    labels = torch.full((1, 24), -100)
+    labels[:, :labelled] = 5
+    options = {"vocab_size": 128, "shifted": False, "num_items_in_batch": 3}
+    with FlopCounterMode(display=False) as counter:
+        loss_module.chunked_loss(head, states, labels, **options).backward()
+    assert counter.get_total_flops() == 3 * 2 * labelled * 16 * 128  # logits, and the gradients of states and weight
+    assert (states.grad[:, labelled:] == 0).all()
 
 
 def test_a_label_outside_the_vocabulary():
