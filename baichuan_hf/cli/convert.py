@@ -45,7 +45,10 @@ def convert(
     ] = None,
     base: Annotated[
         str | None,
-        typer.Option(help="The model in the other layout, named in the new adapter.", rich_help_panel=ADAPTERS),
+        typer.Option(
+            help="The model in the other layout, named in the new adapter; to GGUF: the folder of its model.",
+            rich_help_panel=ADAPTERS,
+        ),
     ] = None,
     rank: Annotated[
         int | None,
@@ -63,7 +66,7 @@ def convert(
     SRC is a Baichuan, for [bold]--to baichuan[/] a model of another architecture, or a LoRA adapter of either.
     Weights, config, generation settings, tokenizer and image processor are carried over. What has no equal is refused
     by name. A Llama folder loads without this package; models with ALiBi cannot become one. A GGUF file is for
-    llama.cpp, and all four Baichuan families can become one.
+    llama.cpp, and all four Baichuan families can become one; a LoRA adapter becomes one of its own.
     """
     import torch
 
@@ -77,11 +80,14 @@ def convert(
     if remote_code and (to != "baichuan" or is_adapter(source)):
         raise ValueError("--remote-code is for models that become Baichuan: nothing else needs its code.")
     if is_adapter(source):
-        if to == "gguf":
-            raise ValueError(f"{source} is an adapter: give its model as SRC, and --adapter {source} to merge it.")
         if (dtype, max_shard_size, vocab_size, adapter, quantize) != ("auto", MAX_SHARD_SIZE, None, None, None):
             raise ValueError(f"{source} is an adapter: of the options it takes --base, --rank and --overwrite.")
-        convert_adapter(source, destination, to, base, rank, overwrite)
+        if to == "gguf":
+            if rank is not None:
+                raise ValueError("--rank is for --to baichuan: in GGUF the rank stays as it is.")
+            convert_adapter_gguf(source, destination, base, overwrite)
+        else:
+            convert_adapter(source, destination, to, base, rank, overwrite)
         return
     if (base, rank) != (None, None):
         raise ValueError(f"--base and --rank are for adapters, but {source} holds no adapter_config.json.")
@@ -135,6 +141,15 @@ def convert_gguf(source: str, destination: str, **options: Any) -> None:
         print(sentence)
     print("Run it:")
     print(f"    llama-cli -m {done.file}")
+
+
+def convert_adapter_gguf(source: str, destination: str, base: str | None, overwrite: bool) -> None:
+    from ..conversion.lora_to_gguf import convert_adapter_to_gguf
+
+    done = convert_adapter_to_gguf(source, destination, base=base, overwrite=overwrite)
+    print(f"Adapter -> GGUF, llama.cpp's {done.architecture}: {done.modules} modules, rank {done.rank}")
+    print(f"Saved to {done.file}. Run it with the GGUF file of its model:")
+    print(f"    llama-cli -m MODEL.gguf --lora {done.file}")
 
 
 def convert_adapter(

@@ -74,8 +74,8 @@ def convert_adapter(
     if rank is not None and to == "llama":
         raise ValueError("--rank is for --to baichuan: to Llama the rank stays as it is.")
     config = PeftConfig.from_pretrained(str(source))
-    _check_kind(source, config)
-    base_config = _base_config(source, config.base_model_name_or_path)
+    check_kind(source, config)
+    base_config = base_config_of(source, config.base_model_name_or_path)
     if isinstance(base_config, BaichuanConfig):
         llama_config(base_config)
     if to == "baichuan" and base_config is not None:
@@ -83,12 +83,12 @@ def convert_adapter(
         if heads != groups:
             raise ValueError(f"{source}: its model has {heads} heads in {groups} groups. {GROUPED}")
 
-    modules, others = _by_module(load_peft_weights(str(source), device="cpu"))
-    target_config = _config(base) if to == "baichuan" else base_config
+    modules, others = by_module(load_peft_weights(str(source), device="cpu"))
+    target_config = config_of_model(base) if to == "baichuan" else base_config
     others = {name: _head(source, name, tensor, to, target_config) for name, tensor in others.items()}
     if "lora_magnitude_vector" in modules.get("lm_head", {}):
         raise ValueError(f"{source}: DoRA on lm_head cannot be converted, its magnitudes are those of another head.")
-    scales = {name: _scale(name, config) for name in modules}
+    scales = {name: scale_of(name, config) for name in modules}
     error = None
     if to == "llama":
         modules, scales = _split(source, modules, scales)
@@ -122,7 +122,7 @@ def is_adapter(folder: str | os.PathLike) -> bool:
 Pair = dict[str, Tensor]  # lora_A.weight (r, in), lora_B.weight (out, r) and, of DoRA, lora_magnitude_vector (out,)
 
 
-def _check_kind(source: Path, config: Any) -> None:
+def check_kind(source: Path, config: Any) -> None:
     kind = getattr(config.peft_type, "value", config.peft_type)
     if kind != "LORA":
         raise ValueError(f"{source} is an adapter of the kind {kind}; only LORA can be converted.")
@@ -131,12 +131,12 @@ def _check_kind(source: Path, config: Any) -> None:
             raise ValueError(f"{source}: {name}={value!r} cannot be converted, only {name}={none!r}.")
 
 
-def _base_config(source: Path, base: str | None) -> Any:
+def base_config_of(source: Path, base: str | None) -> Any:
     """The config of the base model, kept beside the adapter by `baichuan-hf train` or in a folder; None elsewhere."""
-    return _config(source / "base_config") or _config(base)
+    return config_of_model(source / "base_config") or config_of_model(base)
 
 
-def _config(folder: str | os.PathLike | None) -> Any:
+def config_of_model(folder: str | os.PathLike | None) -> Any:
     from transformers import AutoConfig
 
     if folder is None or not (Path(folder) / "config.json").is_file():
@@ -144,7 +144,7 @@ def _config(folder: str | os.PathLike | None) -> Any:
     return AutoConfig.from_pretrained(folder, trust_remote_code=False)
 
 
-def _by_module(weights: dict[str, Tensor]) -> tuple[dict[str, Pair], dict[str, Tensor]]:
+def by_module(weights: dict[str, Tensor]) -> tuple[dict[str, Pair], dict[str, Tensor]]:
     """The matrices of each adapted linear layer, and all that is not of one, as trained heads and tokens."""
     modules: dict[str, Pair] = defaultdict(dict)
     others = {}
@@ -181,7 +181,7 @@ def _pattern(name: str, patterns: dict[str, Any] | None, default: Any) -> Any:
     return next((value for key, value in (patterns or {}).items() if re.match(rf"(.*\.)?({key})$", name)), default)
 
 
-def _scale(name: str, config: Any) -> float:
+def scale_of(name: str, config: Any) -> float:
     """What B A is multiplied with."""
     rank = _pattern(name, config.rank_pattern, config.r)
     alpha = _pattern(name, config.alpha_pattern, config.lora_alpha)

@@ -191,26 +191,31 @@ def add_settings(writer: gguf.GGUFWriter, config: BaichuanConfig) -> None:
 def gguf_weights(weights: Mapping[str, Weight], config: BaichuanConfig, architecture: str) -> dict[str, Weight]:
     """Our weights by the names of GGUF: those of a Llama, with q and k in the order of ggml's rotation. NormHead is
     not folded yet."""
+    named = gguf_names(weights, config, architecture)
+    named.setdefault(HEAD, named["token_embd.weight"])
+    if rope_type_of(config) != "default":
+        # Of any scaling: what ggml divides the frequencies of RoPE as first published by.
+        base, dim = config.rope_parameters["rope_theta"], config.head_dim
+        unscaled = 1 / base ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
+        named |= weights_of({"rope_freqs.weight": unscaled / RotaryEmbedding(config).inv_freq})
+    return named
+
+
+def gguf_names(weights: Mapping[str, Weight], config: BaichuanConfig, architecture: str) -> dict[str, Weight]:
+    """Any of our weights, or what has the rows of one, by the names and in the order of GGUF."""
     import gguf
 
-    made = llama_weights(weights, config, LlamaForCausalLM, fold_head=False)
-    made.setdefault("lm_head.weight", made["model.embed_tokens.weight"])
     heads = {}
     if config.position_embedding_type == "rope":
         heads = {".q_proj.": config.num_attention_heads, ".k_proj.": config.num_key_value_heads}
     by_name = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
     names = gguf.get_tensor_name_map(by_name[architecture], config.num_hidden_layers)
     named = {}
-    for name, weight in made.items():
+    for name, weight in llama_weights(weights, config, LlamaForCausalLM, fold_head=False).items():
         for part, count in heads.items():
             if part in name:
                 weight = weight.then(partial(interleaved, heads=count))
         named[names.get_name(name, try_suffixes=(".weight", ".bias"))] = weight
-    if rope_type_of(config) != "default":
-        # Of any scaling: what ggml divides the frequencies of RoPE as first published by.
-        base, dim = config.rope_parameters["rope_theta"], config.head_dim
-        unscaled = 1 / base ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
-        named |= weights_of({"rope_freqs.weight": unscaled / RotaryEmbedding(config).inv_freq})
     return named
 
 

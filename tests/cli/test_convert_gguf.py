@@ -36,9 +36,20 @@ def test_options_that_do_not_go_together(run, checkpoint, tmp_path):
     for more, message in problems.items():
         result = run(*words, *more)
         assert (result.exit_code, message in " ".join(result.stderr.split())) == (1, True), result.stderr
-    result = run("convert", tmp_path / "adapter", tmp_path / "dst", "--to", "gguf")
-    assert f"is an adapter: give its model as SRC, and --adapter {tmp_path}" in result.stderr.replace("\n", "")
+    result = run("convert", tmp_path / "adapter", tmp_path / "dst", "--to", "gguf", "--rank", 3)
+    assert "--rank is for --to baichuan: in GGUF the rank stays as it is" in result.stderr
     assert not (tmp_path / "dst").exists()
+
+
+def test_an_adapter_becomes_a_file_of_its_own(run, checkpoint, tmp_path):
+    pytest.importorskip("gguf", reason="pip install 'baichuan-hf[gguf]'")
+    model = AutoModelForCausalLM.from_pretrained(checkpoint)
+    get_peft_model(model, LoraConfig(r=3, target_modules=["W_pack"])).save_pretrained(tmp_path / "adapter")
+    result = run("convert", tmp_path / "adapter", tmp_path / "mine.gguf", "--to", "gguf")
+    assert result.exit_code == 0, result.output
+    assert "Adapter -> GGUF, llama.cpp's llama: 2 modules, rank 3" in result.stdout
+    assert f"llama-cli -m MODEL.gguf --lora {tmp_path}/mine.gguf" in result.stdout
+    assert (tmp_path / "mine.gguf").is_file()
 
 
 def test_missing_package_is_named(run, checkpoint, tmp_path, monkeypatch):

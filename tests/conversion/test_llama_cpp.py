@@ -13,9 +13,11 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from baichuan_hf import BaichuanConfig, BaichuanForCausalLM, bundled_checkpoint
+from baichuan_hf.conversion.lora_to_gguf import convert_adapter_to_gguf
 from baichuan_hf.conversion.to_gguf import convert_to_gguf
 from tests.helpers import REPOSITORY, golden_folder, tiny_config
 from tests.helpers.checkpoint import save_checkpoint
@@ -235,3 +237,58 @@ def test_spaces_that_are_tokens_by_themselves(read, tmp_path):
         text = f"if{' ' * spaces}你好"
         assert llama.tokenize(text.encode(), add_bos=False, special=True) == tokenizer(text).input_ids
         assert llama.detokenize(tokenizer(text).input_ids).decode() == text
+
+
+def save_adapter(folder, base, **options):
+    torch.manual_seed(1)
+    settings = {"r": 4, "target_modules": "all-linear", "init_lora_weights": False} | options
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    adapted = get_peft_model(model, LoraConfig(**settings)).eval()
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            parameter.data *= 0.1  # so that the logits stay of the size that the tolerance is for
+    adapted.save_pretrained(folder)
+    return adapted
+
+
+@torch.no_grad()
+def check_adapter(reader, adapted, ids, count):
+    """Logits and greedy tokens of model and adapter in llama.cpp, and that the adapter matters."""
+    ids = torch.as_tensor(ids)[None]
+    expected = adapted(input_ids=ids).logits[0]
+    found = reader.logits(ids[0])[:, : expected.shape[-1]]
+    assert logits_difference(found, expected) < TOLERANCE
+    with adapted.disable_adapter():
+        assert logits_difference(adapted(input_ids=ids).logits[0], expected) > 0.1
+    merged = adapted.merge_and_unload()
+    settings = {"do_sample": False, "eos_token_id": None, "repetition_penalty": 1.0, "max_new_tokens": count}
+    written = merged.generate(ids, attention_mask=torch.ones_like(ids), **settings)[0, ids.shape[1] :]
+    assert reader.greedy(ids[0], count, expected.shape[-1]) == written.tolist()
+
+
+@pytest.mark.parametrize("original_depth", [True, False], ids=["baichuan", "other"])
+@pytest.mark.parametrize("name", GOLDEN_FAMILIES)
+def test_adapter_file_upon_the_file_of_its_model(name, original_depth, read, tmp_path):
+    """Of two ranks, by rsLoRA in half of the cases, on every linear layer."""
+    golden = load_golden(name)
+    folder = save_golden(tmp_path / "src", name, (40 if golden.alibi else 32) if original_depth else None)
+    options = {"rank_pattern": {"o_proj": 2}, "lora_alpha": 6, "use_rslora": original_depth}
+    adapted = save_adapter(tmp_path / "adapter", folder, **options)
+    model = convert_to_gguf(folder, tmp_path / "model.gguf", vocab_size=VOCABULARY, dtype=torch.float32)
+    done = convert_adapter_to_gguf(tmp_path / "adapter", tmp_path, base=folder)
+    assert done.file == tmp_path / "adapter.gguf"
+    assert (done.architecture, done.rank) == (model.architecture, 4)
+    check_adapter(read(model.file, lora_path=str(done.file)), adapted, golden.tensors["input_ids"][0], 12)
+
+
+def test_adapter_file_with_the_norm_head(read, tmp_path):
+    """Which can be merged into no weight of Baichuan's own, but stands beside the folded head here."""
+    folder = shutil.copytree(bundled_checkpoint("tiny"), tmp_path / "src")
+    adapted = save_adapter(tmp_path / "adapter", folder, target_modules=["W_pack", "lm_head"])
+    model = convert_to_gguf(folder, tmp_path / "model.gguf", dtype=torch.float32)
+    done = convert_adapter_to_gguf(tmp_path / "adapter", tmp_path / "adapter.gguf")
+    reader = read(model.file, lora_path=str(done.file))
+    ids = AutoTokenizer.from_pretrained(folder)("春天 Hello, world").input_ids
+    with torch.no_grad():
+        expected = adapted(input_ids=torch.tensor([ids])).logits[0]
+    assert logits_difference(reader.logits(ids), expected) < 2e-4
