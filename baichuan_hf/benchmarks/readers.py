@@ -1,6 +1,6 @@
 """Written by us, read by others: what other programs compute from the files that this package writes.
 
-    python -m baichuan_hf.benchmarks.readers tests/benchmarks/readers.csv
+    python -m baichuan_hf.benchmarks.readers tests/benchmarks/readers.csv [MODEL or READER ...]
 
 Small models with random weights, of the depth of the originals, and the bundled trained ones, all in float32. Every
 reader gets the files that are for it, and the same texts: the largest difference of a logit from ours, and how many
@@ -47,7 +47,7 @@ SETTINGS: dict[str, Any] = {
     "vocab_size": 6144,
     "hidden_size": 64,
     "intermediate_size": 128,
-    "num_attention_heads": 4,
+    "num_attention_heads": 2,  # of 32: vLLM's attention on a CPU has none that are smaller
     "initializer_type": "xavier_uniform",
     "initializer_range": 1.0,
 }
@@ -175,6 +175,30 @@ def read_by_ctranslate2(sample: Sample, quantization: str) -> Read:
     return Read(logits, [answer.sequences_ids[0] for answer in written])
 
 
+def read_by_vllm(sample: Sample) -> Read:
+    # Before vLLM is imported, which reads them once: in this process, with a small cache.
+    os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+    import vllm
+    from vllm.distributed import cleanup_dist_env_and_memory
+
+    engine = vllm.LLM(
+        str(sample.original), dtype="float32", enforce_eager=True, max_logprobs=-1, logprobs_mode="raw_logits"
+    )
+
+    def run(rows: list[list[int]], **options: Any) -> Any:
+        settings = vllm.SamplingParams(temperature=0, ignore_eos=True, detokenize=False, **options)
+        return engine.generate([{"prompt_token_ids": row} for row in rows], settings, use_tqdm=False)
+
+    read = run(sample.ids, max_tokens=1, prompt_logprobs=-1, logprobs=-1)
+    # One after each token; before the first there is none.
+    after = [[*answer.prompt_logprobs[1:], *answer.outputs[0].logprobs] for answer in read]
+    logits = torch.tensor([[[row[word].logprob for word in range(len(row))] for row in text] for text in after])
+    written = run(sample.prompts, max_tokens=WRITTEN)
+    engine.llm_engine.engine_core.shutdown()
+    cleanup_dist_env_and_memory()
+    return Read(logits, [list(answer.outputs[0].token_ids) for answer in written])
+
+
 class Reader(NamedTuple):
     """A way to read a model: who reads what."""
 
@@ -183,7 +207,7 @@ class Reader(NamedTuple):
     has_adapter: bool = False
 
 
-# Line of the table -> reader. vLLM has an environment of its own: tests/serving/test_vllm.py.
+# Line of the table -> reader. vLLM has an environment of its own: docs/serving.md.
 READERS = {
     "original layout": Reader(partial(read_by_transformers, layout="original"), "transformers"),
     "remote code": Reader(partial(read_by_transformers, layout="remote_code"), "transformers"),
@@ -193,6 +217,7 @@ READERS = {
     "GGUF f32": Reader(partial(read_by_llama_cpp, dtype=torch.float32), "llama-cpp-python"),
     "GGUF f16": Reader(partial(read_by_llama_cpp, dtype=torch.float16), "llama-cpp-python"),
     "GGUF Q8_0": Reader(partial(read_by_llama_cpp, quantize="q8_0"), "llama-cpp-python"),
+    "vLLM": Reader(read_by_vllm, "vllm-cpu"),
     "CTranslate2 float32": Reader(partial(read_by_ctranslate2, quantization="float32"), "ctranslate2"),
     "CTranslate2 int8": Reader(partial(read_by_ctranslate2, quantization="int8"), "ctranslate2"),
 }
@@ -268,9 +293,12 @@ def table(rows: Sequence[dict[str, str]]) -> str:
 
 
 def main(results: str, *names: str) -> None:
-    """Measure the named rows, by default all, and print the table of all that the file holds."""
-    for name in names or MODELS:
-        append_rows(Path(results), [machine(torch.device("cpu")) | row for row in measure(name)])
+    """Measure the named models and readers, by default all, and print the table of all that the file holds."""
+    if unknown := [name for name in names if name not in (*MODELS, *READERS)]:
+        raise ValueError(f"{unknown[0]} is neither a model ({', '.join(MODELS)}) nor a reader ({', '.join(READERS)}).")
+    readers = [name for name in READERS if name in names] or tuple(READERS)
+    for name in [name for name in MODELS if name in names] or MODELS:
+        append_rows(Path(results), [machine(torch.device("cpu")) | row for row in measure(name, readers)])
     print(table(read_rows(Path(results))))
 
 
