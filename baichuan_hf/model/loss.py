@@ -5,6 +5,7 @@ Shape legend: B batch, T tokens, N tokens of the batch, n tokens of a chunk, V v
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypeGuard
 
 import torch
@@ -20,6 +21,10 @@ from .lm_head import NormHead
 # Logits that exist at once: 256 MiB of float32.
 MAX_LOGITS = 2**26
 
+# The sum of the losses of states (n, hidden_size) by a weight (V, hidden_size), a bias (V,) or None, targets (n,) of which
+# -100 is ignored, and label smoothing, in one kernel.
+FusedLoss = Callable[[Tensor, Tensor, Tensor | None, Tensor, float], Tensor]
+
 
 def chunked_loss(
     head: nn.Module,
@@ -33,6 +38,7 @@ def chunked_loss(
     z_loss_weight: float = 0.0,
     label_smoothing: float = 0.0,
     max_logits: int = MAX_LOGITS,
+    fused: FusedLoss | None = None,
     **kwargs: Any,
 ) -> Tensor:
     """Cross-entropy, and the max-z loss of Baichuan2, of what `head` makes of the hidden states.
@@ -52,6 +58,7 @@ def chunked_loss(
         z_loss_weight: weight of the square of the largest logit, averaged over all positions (`max_z_loss`).
         label_smoothing: share of the target that is spread over all classes (Szegedy et al. 2016).
         max_logits: number of logits that may exist at once.
+        fused: a kernel that takes the place of the chunks where there is no max-z loss and the head is plain.
         kwargs: not used; what transformers passes to every loss.
     """
     if shift_labels is not None:
@@ -71,12 +78,10 @@ def chunked_loss(
     # An average over all positions, weighted with this batch's share of the labels as in `max_z_loss`.
     z_weight = z_loss_weight / len(states) * num_labels if z_loss_weight else None
     size = max(1, max_logits // vocab_size)
-    if not torch.is_grad_enabled() or not _is_plain(head):
-        return _two_passes(head, states, targets, z_weight, label_smoothing, size) / num_items_in_batch
-    if z_weight is None and not is_torchdynamo_compiling():
-        # The others lose nothing: what a user says in a chat, the words that are not masked.
-        states, targets = states[targets != -100], targets[targets != -100]
-    return _one_pass(head, states, targets, z_weight, label_smoothing, size) / num_items_in_batch
+    options = (states, targets, z_weight, label_smoothing, size)
+    if torch.is_grad_enabled() and _is_plain(head):
+        return _one_pass(head, *options) / num_items_in_batch
+    return _two_passes(head, *options) / num_items_in_batch
 
 
 def _is_plain(head: nn.Module) -> TypeGuard[nn.Linear]:
@@ -106,6 +111,15 @@ def _two_passes(
     return entropy if z_weight is None else entropy + z_weight * z_loss
 
 
+def _fused(fused: FusedLoss, head: nn.Linear, states: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
+    states = _autocast(states)
+    weight = head.weight
+    if isinstance(head, NormHead):
+        weight = F.normalize(weight, dim=-1, eps=NormHead.EPS)
+    bias = None if head.bias is None else head.bias.to(states.dtype)
+    return fused(states, weight.to(states.dtype), bias, targets, label_smoothing)
+
+
 def _one_pass(
     head: nn.Linear,
     states: Tensor,
@@ -116,10 +130,26 @@ def _one_pass(
 ) -> Tensor:
     if torch.is_autocast_enabled(states.device.type):
         states = states.to(torch.get_autocast_dtype(states.device.type))
+    some_ignored = z_weight is not None or is_torchdynamo_compiling()
+    if not some_ignored:
+        # What has no label loses nothing: what a user says in a chat, the words that are not masked.
+        states, targets = states[targets != -100], targets[targets != -100]
     normalize = isinstance(head, NormHead)
     return _LinearCrossEntropy.apply(
-        states, head.weight, head.bias, targets, z_weight, label_smoothing, normalize, size
+        states, head.weight, head.bias, targets, z_weight, label_smoothing, normalize, size, some_ignored
     )
+
+
+def _autocast(states: Tensor) -> Tensor:
+    device = states.device.type
+    return states.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else states
+
+
+def _scaled(logits: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """`logits` times `scale` as `dtype`, in place if they are: one pass over the memory, which is what takes the time."""
+    if scale is None:
+        return logits.to(dtype)
+    return torch.mul(logits, scale, out=logits if logits.dtype == dtype else torch.empty_like(logits, dtype=dtype))
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -139,6 +169,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         label_smoothing: float,
         normalize: bool,
         size: int,
+        some_ignored: bool,
     ) -> Tensor:
         needs_states, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         matrix = weight.to(states.dtype)
@@ -155,9 +186,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, len(states), size):
             part = slice(start, start + size)
             chunk, target = states[part], targets[part]
-            logits = F.linear(chunk, matrix).float()  # (n, V)
-            if scale is not None:
-                logits.mul_(scale)
+            logits = _scaled(F.linear(chunk, matrix), scale, torch.float32)  # (n, V)
             if bias is not None:
                 logits.add_(bias)
             if z_weight is not None:
@@ -177,14 +206,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 gradient.sub_(label_smoothing / gradient.shape[-1])
             expected = gradient.new_full((len(target), 1), label_smoothing - 1)
             gradient.scatter_add_(1, target.clamp(min=0)[:, None], expected)
-            gradient.mul_(counts[:, None])
+            if some_ignored:
+                gradient.mul_(counts[:, None])
             if z_weight is not None:
                 gradient.scatter_add_(1, place[:, None], (2 * z_weight * largest)[:, None])
             if bias_grad is not None:
                 bias_grad += gradient.sum(dim=0)
-            if scale is not None:
-                gradient.mul_(scale)
-            gradient = gradient.to(states.dtype)
+            gradient = _scaled(gradient, scale, states.dtype)
             if states_grad is not None:
                 torch.mm(gradient, matrix, out=states_grad[part])
             if weight_grad is not None:
@@ -212,4 +240,4 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None if gradient is None else gradient.mul_(loss_grad).to(dtype)
             for gradient, dtype in zip(gradients, ctx.dtypes, strict=True)
         ]
-        return (*scaled, *[None] * 5)
+        return (*scaled, *[None] * 6)
