@@ -11,12 +11,11 @@ import torch
 import transformers
 from transformers import AutoTokenizer
 
-from ..conversion.folders import check_destination, has_tokenizer
+from ..conversion.folders import check_destination, has_tokenizer, written_anew
 from ..conversion.lora import ADAPTER_CONFIG, is_adapter
 from ..conversion.merging import merge_adapter
 from ..conversion.weight_files import MAX_SHARD_SIZE, check_room
 from ..hub.folder_card import AUTO_OF_ADAPTER
-from ..model.checkpoint_files import written_beside
 from ..model.modeling_baichuan import BaichuanPreTrainedModel
 from ..model.saving import Layout, save_layout
 from .loading import load_base
@@ -75,7 +74,7 @@ def merge_folder(
         raise ValueError(f"--layout {layout} is not for {type(model).__name__}, a class of transformers.")
     merged = merge_adapter(model, source)
     tokenizer = source if has_tokenizer(source) else Path(name)
-    with written_beside(destination) as folder, save_layout(layout):
+    with written_anew(destination) as folder, save_layout(layout):
         check_room(folder, sum(weight.nbytes for weight in merged.parameters()))
         merged.save_pretrained(folder, max_shard_size=max_shard_size)
         if has_tokenizer(tokenizer) or not tokenizer.is_dir():

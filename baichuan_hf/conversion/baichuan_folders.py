@@ -15,11 +15,10 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel
 
 from ..model import modeling_baichuan
-from ..model.checkpoint_files import written_beside
 from ..model.configuration_baichuan import BaichuanConfig
 from .architecture import check_class
 from .convert import shared_settings
-from .folders import check_folders, copy_processors, has_tokenizer
+from .folders import check_folders, copy_processors, has_tokenizer, written_anew
 from .four_bit import FourBitWeight, as_saved_today, config_of
 from .llama import LLAMA, baichuan_weights
 from .merging import merge_adapter
@@ -102,7 +101,7 @@ def convert_baichuan_folder(
     if to == "baichuan" and any(isinstance(weight, FourBitWeight) for weight in weights.values()):
         weights = as_saved_today(weights, target_config)
         lost = [*lost, "The layers stay in four bits, as bitsandbytes saves them now; --dtype writes plain weights."]
-    with written_beside(destination) as folder:
+    with written_anew(destination) as folder:
         write_weights(weights, folder, max_shard_size=max_shard_size)
         target_config.save_pretrained(folder)
         copied = []

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,7 +65,7 @@ def convert_folder(
     model = from_transformers(reference)
     if dtype is not None:
         model.to(dtype)
-    with written_beside(destination) as folder:
+    with written_anew(destination) as folder:
         model.save_pretrained(folder, max_shard_size=max_shard_size)
         copied = copy_processors(source, folder)
     return Conversion(type(reference).__name__, model, copied, left_out)
@@ -89,6 +92,18 @@ def check_destination(source: Path, destination: Path, overwrite: bool) -> None:
         raise ValueError(f"{destination} is the source itself, which is never changed: name another folder.")
     if (destination / "config.json").exists() and not overwrite:
         raise ValueError(f"{destination} holds a model already: name another folder, or pass --overwrite.")
+
+
+@contextmanager
+def written_anew(destination: Path, name: str = "*") -> Iterator[Path]:
+    """`written_beside`, once what a killed conversion has left of files called `name` is out of the way.
+
+    For commands, which alone write there.
+    """
+    for left in destination.glob(f".saving-*/{name}"):
+        shutil.rmtree(left.parent, ignore_errors=True)
+    with written_beside(destination) as folder:
+        yield folder
 
 
 def _load(source: Path) -> tuple[PreTrainedModel, list[str]]:

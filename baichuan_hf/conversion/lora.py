@@ -14,9 +14,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..model.checkpoint_files import written_beside
 from ..model.configuration_baichuan import NORMALIZED_HEAD_VOCAB_SIZE, BaichuanConfig
-from .folders import copy_processors
+from .folders import copy_processors, written_anew
 from .to_llama import llama_config, normalized_rows
 
 
@@ -106,7 +105,7 @@ def convert_adapter(
         new.base_model_name_or_path = str(base)
     weights = {f"{PREFIX}{name}.{kind}": tensor for name, pair in modules.items() for kind, tensor in pair.items()}
     weights = {name: tensor.clone() for name, tensor in (weights | others).items()}
-    with written_beside(destination) as folder:
+    with written_anew(destination) as folder:
         save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
         new.save_pretrained(str(folder))
         copy_processors(source, folder, portable=to == "llama")

@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from ..model.checkpoint_files import written_beside
 from ..model.configuration_baichuan import BaichuanConfig
+from .folders import written_anew
 from .lora import base_config_of, by_module, check_kind, config_of_model, scale_of
 from .to_gguf import architecture_of, gguf_names
 from .weight_files import weights_of
@@ -88,7 +88,7 @@ def convert_adapter_to_gguf(
         for name, weight in gguf_names(weights_of({f"{module}.weight": b}), base_config, architecture).items():
             writer.add_tensor(f"{name}.lora_a", a.numpy())
             writer.add_tensor(f"{name}.lora_b", weight.read().contiguous().numpy())
-    with written_beside(destination.parent) as folder:
+    with written_anew(destination.parent, destination.name) as folder:
         writer.write_header_to_file(folder / destination.name)
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()

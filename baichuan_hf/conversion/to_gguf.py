@@ -15,12 +15,11 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 from transformers.utils import logging
 
-from ..model.checkpoint_files import written_beside
 from ..model.configuration_baichuan import BaichuanConfig
 from ..model.lm_head import NormHead
 from ..model.positions import RotaryEmbedding
 from .baichuan_folders import class_of, fitting, weights_to_convert
-from .folders import check_source
+from .folders import check_source, written_anew
 from .four_bit import config_of
 from .gguf_vocabulary import add_vocabulary, read_vocabulary
 from .to_llama import ROWS_AT_ONCE, check_components, llama_weights
@@ -120,7 +119,7 @@ def convert_to_gguf(
     add_settings(writer, config)
     add_vocabulary(writer, vocabulary)
     named = gguf_weights(weights, config, architecture)
-    with written_beside(destination.parent) as folder:
+    with written_anew(destination.parent, destination.name) as folder:
         narrow = write_file(writer, named, kind, folder / destination.name, normalize_head=config.normalize_lm_head)
 
     lost = vocabulary.lost

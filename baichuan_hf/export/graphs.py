@@ -13,9 +13,8 @@ from torch import Tensor
 from transformers import AutoConfig, DynamicCache, PreTrainedModel
 
 from ..checkpoints import resolve_model
-from ..conversion.folders import check_folders, copy_processors
+from ..conversion.folders import check_folders, copy_processors, written_anew
 from ..hub.folder_card import auto_class_of
-from ..model.checkpoint_files import written_beside
 from ..model.configuration_baichuan import BaichuanConfig
 
 
@@ -101,7 +100,7 @@ def export_folder(
     if to == "torch":
         # Pickled into the file, they would have to be trusted by whoever loads it.
         exported.program.example_inputs = None
-    with written_beside(destination) as temporary:
+    with written_anew(destination) as temporary:
         exported.save_pretrained(temporary)
         files = sorted(path.name for path in temporary.iterdir())
         if model.can_generate():

@@ -13,11 +13,11 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from ..checkpoints import resolve_model
-from ..conversion.folders import check_folders, has_tokenizer
+from ..conversion.folders import check_folders, has_tokenizer, written_anew
 from ..conversion.to_llama import normalized_rows
 from ..conversion.weight_files import open_weights
 from ..evaluation import build_on_meta
-from ..model.checkpoint_files import weight_files, written_beside
+from ..model.checkpoint_files import weight_files
 from ..model.configuration_baichuan import BaichuanConfig
 from .methods import METHODS, quantization_config
 
@@ -99,7 +99,7 @@ def quantize_folder(
         model = type(skeleton).from_pretrained(folder, **options)
     if METHODS[method].calibrated:
         model.config.quantization_config.dataset = None  # or the texts would be saved with the model
-    with written_beside(destination) as temporary:
+    with written_anew(destination) as temporary:
         model.save_pretrained(temporary)
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)

@@ -169,3 +169,14 @@ def test_quantised_folders_are_refused(tmp_path):
     file.write_text(json.dumps(json.loads(file.read_text()) | settings))
     with pytest.raises(ValueError, match=r"is quantised \(gptq\): convert the model that it was made from"):
         convert_baichuan_folder(tmp_path / "src", tmp_path / "dst", to="llama")
+
+
+def test_what_a_killed_conversion_has_left_is_removed(tmp_path):
+    save_model(tmp_path / "src")
+    left = tmp_path / "dst" / ".saving-killed"
+    left.mkdir(parents=True)
+    (left / "model.safetensors").touch()
+    convert_baichuan_folder(tmp_path / "src", tmp_path / "dst", to="llama")
+    assert {path.name for path in (tmp_path / "dst").iterdir()} == {
+        *("config.json", "generation_config.json", "model.safetensors")
+    }
