@@ -28,12 +28,12 @@ PAIR_BITS = 20
 KEY_BYTES, SLOT_BITS = 16, 19
 # Bytes of words after which the cache begins anew; characters of the texts that are looked up together; unknown words
 # that are encoded together.
-CAPACITY, CHUNK, PART = 1 << 22, 1 << 17, 256
+CAPACITY, CHUNK, PART = 1 << 22, 1 << 16, 256
 
 # Of the two halves of a key, by the word's length.
 MASKS = np.array(
     [[(1 << 8 * min(max(n - half, 0), 8)) - 1 for n in range(KEY_BYTES + 1)] for half in (0, 8)], np.uint64
-)
+).view(np.int64)
 REPLACE_SPACES = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
 
 
@@ -64,13 +64,13 @@ class WordCache:
             return [ids for chunk in _chunks(texts) for ids in self._encode_chunk(chunk)]
 
     def _clear(self) -> None:
-        """Know no word but SEPARATOR, in row 1; row 0 is that of an empty slot."""
-        self._rows = {SEPARATOR.encode(): 1}
-        self._size = 0
+        """Know no word but SEPARATOR."""
+        # The ids of all words, and where in them each word's start, and how many they are.
         self._ids = array("q", self._encode([SEPARATOR])[0])
-        self._starts, self._counts = array("q", [0, 0]), array("q", [0, 1])
-        self._slots = np.zeros(1 << SLOT_BITS, np.int32)
-        self._low, self._high = np.zeros((2, 1 << SLOT_BITS), np.uint64)
+        self._words = {SEPARATOR.encode(): (0, 1)}
+        self._size = 0
+        # Of a slot: two halves of a key, and the same two numbers; all zeros if it is free.
+        self._table = np.zeros((1 << SLOT_BITS, 4), np.int64)
 
     def _encode_chunk(self, texts: list[str]) -> Iterator[list[int]]:
         if self._size > CAPACITY:
@@ -88,36 +88,36 @@ class WordCache:
         places = np.flatnonzero(np.frombuffer(data, np.int8) >= -64)
         edges, ends = places.take(np.flatnonzero(is_edge)), places.take(ends)
 
-        rows = self._find(data, edges)
-        counts = _view(self._counts).take(rows)
-        behind = np.zeros(len(rows) + 1, np.int64)
+        starts, counts = self._find(data, edges)
+        behind = np.zeros(len(counts) + 1, np.int64)
         counts.cumsum(out=behind[1:])
-        first = (_view(self._starts).take(rows) - behind[:-1]).repeat(counts)
-        ids = _view(self._ids).take(first + np.arange(len(first)))
+        first = (starts - behind[:-1]).repeat(counts)
+        # No view is kept of an array that shall grow.
+        ids = np.frombuffer(self._ids, np.int64).take(first + np.arange(len(first)))
         bounds = behind[edges.searchsorted(ends)].tolist()
         return (ids[start:end].tolist() for start, end in pairwise([0, *bounds]))
 
-    def _find(self, data: bytes, edges: np.ndarray) -> np.ndarray:
-        """The row of each word between two edges, which is encoded if there is none yet; zeros follow the words."""
+    def _find(self, data: bytes, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where the ids of each word between two edges start, and how many they are; zeros follow the words."""
         starts, lengths = edges[:-1], edges[1:] - edges[:-1]
-        eights: np.ndarray = np.ndarray(len(data) - 7, np.uint64, data, strides=(1,))
+        eights: np.ndarray = np.ndarray(len(data) - 7, np.int64, data, strides=(1,))
         key_lengths = np.minimum(lengths, KEY_BYTES)
         low, high = (eights.take(starts + 8 * half) & MASKS[half].take(key_lengths) for half in (0, 1))
-        mixed = low * np.uint64(0x9E3779B97F4A7C15) ^ high * np.uint64(0xC2B2AE3D27D4EB4F)
-        slots = (mixed >> np.uint64(64 - SLOT_BITS)).astype(np.int64)
+        mixed = low * 0x1E3779B97F4A7C15 ^ high * 0x42B2AE3D27D4EB4F
+        slots = (mixed >> (64 - SLOT_BITS)) & ((1 << SLOT_BITS) - 1)
+        found = self._table.take(slots, axis=0)
         is_short = lengths <= KEY_BYTES
-        rows = self._slots.take(slots)
-        is_found = (rows > 0) & (self._low.take(slots) == low) & (self._high.take(slots) == high) & is_short
+        is_found = (found[:, 3] > 0) & (found[:, 0] == low) & (found[:, 1] == high) & is_short
         if (missing := np.flatnonzero(~is_found)).size:
             spans = zip(starts[missing].tolist(), edges[missing + 1].tolist(), strict=True)
             words = [data[start:end] for start, end in spans]
-            self._learn(list(set(words).difference(self._rows)))
-            rows[missing] = [self._rows[word] for word in words]
+            self._learn(list(set(words).difference(self._words)))
             # The first word that comes to a slot keeps it: mostly a frequent one.
-            free = missing[(self._slots[slots[missing]] == 0) & is_short[missing]]
-            taken = slots[free]
-            self._slots[taken], self._low[taken], self._high[taken] = rows[free], low[free], high[free]
-        return rows
+            free = missing[(found[missing, 3] == 0) & is_short[missing]]
+            found[missing, 2:] = [self._words[word] for word in words]
+            found[free, 0], found[free, 1] = low[free], high[free]
+            self._table[slots[free]] = found[free]
+        return found[:, 2], found[:, 3]
 
     def _learn(self, words: list[bytes]) -> None:
         """Give rows to words that have none."""
@@ -130,10 +130,9 @@ class WordCache:
         for part, ids in zip(parts, self._encode(texts), strict=True):
             edges = np.flatnonzero(np.array(ids) == self._ids[0])
             assert len(edges) == len(part) + 1
-            rows = range(len(self._starts), len(self._starts) + len(part))
-            self._rows.update(zip(part, rows, strict=True))
-            self._starts.extend((edges[:-1] + 1 + len(self._ids)).tolist())
-            self._counts.extend((edges[1:] - edges[:-1] - 1).tolist())
+            starts, counts = edges[:-1] + 1 + len(self._ids), edges[1:] - edges[:-1] - 1
+            spans = zip(starts.tolist(), counts.tolist(), strict=True)
+            self._words.update(zip(part, spans, strict=True))
             self._ids.extend(ids)
 
 
@@ -191,8 +190,3 @@ def _code_points(text: str) -> np.ndarray:
 def _hash_pairs(codes: np.ndarray) -> np.ndarray:
     mixed: np.ndarray = codes[:-1] * np.uint32(0x9E3779B1) + codes[1:] * np.uint32(0x85EBCA77)
     return mixed >> np.uint32(32 - PAIR_BITS)
-
-
-def _view(numbers: array) -> np.ndarray:
-    # Not kept: an array cannot grow while there is a view of it.
-    return np.frombuffer(numbers, np.int64)
