@@ -1,7 +1,7 @@
 """Liger's fused Triton kernels in Baichuan models, for CUDA devices (Hsu et al. 2024).
 
-`Trainer` uses them with `use_liger_kernel=True`, as `baichuan-hf train --use-liger-kernel true` does. The loss stays
-ours: it never holds the logits either, and knows the normalised head and the max-z term.
+`Trainer` uses them with `use_liger_kernel=True`, as `baichuan-hf train --use-liger-kernel true` does. The max-z term of
+Baichuan2 is unknown to Liger: with it the loss stays ours, which never holds the logits either.
 """
 
 from collections.abc import Callable
@@ -32,7 +32,7 @@ def apply_liger_kernel_to_baichuan(
         rope: rotate queries and keys, of every Baichuan model on a CUDA device.
         rms_norm: RMSNorm without a bias.
         swiglu: gated feed-forward layers with silu.
-        fused_linear_cross_entropy: a language model's loss without its logits, by `model.skip_logits`.
+        fused_linear_cross_entropy: a language model's loss without its logits (`model.skip_logits`), in one kernel.
     """
     for module in model.modules():
         if rms_norm and isinstance(module, RMSNorm) and module.bias is None:
@@ -42,7 +42,7 @@ def apply_liger_kernel_to_baichuan(
     if rope:
         attention.rotate = _rotate
     if fused_linear_cross_entropy and hasattr(model, "skip_logits"):
-        model.skip_logits = True
+        model.skip_logits, model.fused_loss = True, _linear_cross_entropy
 
 
 def _replace_forward(module: nn.Module, forward: Callable[..., Tensor]) -> None:
@@ -69,3 +69,12 @@ def _rotate(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tenso
 
     # It reads the first half of the sine only, whose sign is not turned.
     return liger_rotary_pos_emb(query, key, cos, sin)
+
+
+def _linear_cross_entropy(
+    states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, label_smoothing: float
+) -> Tensor:
+    from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
+    loss = LigerFusedLinearCrossEntropyLoss(reduction="sum", label_smoothing=label_smoothing)
+    return loss(weight, states, targets, bias)

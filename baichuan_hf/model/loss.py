@@ -78,6 +78,8 @@ def chunked_loss(
     # An average over all positions, weighted with this batch's share of the labels as in `max_z_loss`.
     z_weight = z_loss_weight / len(states) * num_labels if z_loss_weight else None
     size = max(1, max_logits // vocab_size)
+    if fused is not None and z_weight is None and _is_plain(head):
+        return _fused(fused, head, states, targets, label_smoothing) / num_items_in_batch
     options = (states, targets, z_weight, label_smoothing, size)
     if torch.is_grad_enabled() and _is_plain(head):
         return _one_pass(head, *options) / num_items_in_batch
@@ -146,7 +148,7 @@ def _autocast(states: Tensor) -> Tensor:
 
 
 def _scaled(logits: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """`logits` times `scale` as `dtype`, in place if they are: one pass over the memory, which is what takes the time."""
+    """`logits` times `scale` as `dtype`, in place if they are: one pass over memory, which is what takes the time."""
     if scale is None:
         return logits.to(dtype)
     return torch.mul(logits, scale, out=logits if logits.dtype == dtype else torch.empty_like(logits, dtype=dtype))

@@ -45,7 +45,7 @@ from .initialization import initialize_projection, mark_projections
 from .layers import BaichuanDecoderLayer
 from .linear_attention import PerformerAttention
 from .lm_head import MaskedLMHead, build_lm_head, fit_output_embeddings, max_z_loss
-from .loss import chunked_loss
+from .loss import FusedLoss, chunked_loss
 from .masks import attention_mask_of, holds_segments, padding_mask, restarting_positions, token_positions
 from .normalization import build_normalization
 from .outputs import BaichuanCausalLMOutput, BaichuanMaskedLMOutput, BaichuanModelOutput
@@ -66,6 +66,8 @@ class BaichuanPreTrainedModel(PushToHub, PreTrainedModel):
     supports_gradient_checkpointing = True
     # Of a language model: with labels, return the loss only, without holding the logits. Set it on the model to train.
     skip_logits = False
+    # And a kernel that computes it, if there is one (see `adapters/liger.py`).
+    fused_loss: FusedLoss | None = None
     _no_split_modules = ["BaichuanDecoderLayer"]
     _skip_keys_device_placement = ["past_key_values"]
     _keys_to_ignore_on_load_unexpected = [
@@ -183,7 +185,7 @@ class BaichuanPreTrainedModel(PushToHub, PreTrainedModel):
         with explain_index_error("labels", labels, vocab_size, "vocab_size"):
             if has_labels and (self.skip_logits if skip_logits is None else skip_logits):
                 options = {"vocab_size": vocab_size, "shifted": shifted, "z_loss_weight": z_loss_weight, **kwargs}
-                loss_of = partial(chunked_loss, labels=labels, **options)
+                loss_of = partial(chunked_loss, labels=labels, fused=self.fused_loss, **options)
                 return None, gathered_once(loss_of, head, hidden_states)
             logits = head(hidden_states[:, slice(-kept, None) if isinstance(kept, int) else kept])
             if not has_labels:

@@ -32,11 +32,23 @@ assert known == {"baichuan": apply_liger_kernel_to_baichuan}, known
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("positions", ["rope", "alibi"])
+@pytest.mark.parametrize(
+    "components",
+    [
+        {},
+        {"position_embedding_type": "alibi"},
+        {"normalize_lm_head": True},
+        {"normalize_lm_head": True, "z_loss_weight": 1e-2},
+        {"lm_head_bias": True},
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 3e-2)])
-def test_patched_models_give_equal_losses_and_gradients(positions, dtype, tolerance):
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_patched_models_give_equal_losses_and_gradients(components, dtype, tolerance, smoothing):
     pytest.importorskip("liger_kernel", reason="needs Liger: pip install 'baichuan-hf[liger]'")
-    plain = BaichuanForCausalLM(tiny_config(position_embedding_type=positions)).to("cuda", dtype)
+    plain = BaichuanForCausalLM(tiny_config(**components)).to("cuda", dtype)
+    plain.skip_logits = True
     patched = copy.deepcopy(plain)
     apply_liger_kernel(patched, None)
     ids = torch.randint(3, plain.config.vocab_size, (3, 37), device="cuda")
@@ -44,7 +56,8 @@ def test_patched_models_give_equal_losses_and_gradients(positions, dtype, tolera
     mask[1, :11] = 0
     losses, gradients = [], []
     for model in (plain, patched):
-        loss = model.train()(input_ids=ids, attention_mask=mask, labels=ids.masked_fill(mask == 0, -100)).loss
+        labels = ids.masked_fill(mask == 0, -100)
+        loss = model.train()(input_ids=ids, attention_mask=mask, labels=labels, label_smoothing=smoothing).loss
         loss.backward()
         losses.append(loss.float())
         gradients.append({name: weight.grad.float() for name, weight in model.named_parameters()})
