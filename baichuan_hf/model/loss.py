@@ -21,8 +21,8 @@ from .lm_head import NormHead
 # Logits that exist at once: 256 MiB of float32.
 MAX_LOGITS = 2**26
 
-# The sum of the losses of states (n, hidden_size) by a weight (V, hidden_size), a bias (V,) or None, targets (n,) of which
-# -100 is ignored, and label smoothing, in one kernel.
+# The sum of the losses of states (n, hidden_size) by a weight (V, hidden_size), a bias (V,) or None, targets (n,) of
+# which -100 is ignored, and label smoothing, in one kernel.
 FusedLoss = Callable[[Tensor, Tensor, Tensor | None, Tensor, float], Tensor]
 
 
@@ -130,8 +130,7 @@ def _one_pass(
     label_smoothing: float,
     size: int,
 ) -> Tensor:
-    if torch.is_autocast_enabled(states.device.type):
-        states = states.to(torch.get_autocast_dtype(states.device.type))
+    states = _autocast(states)
     some_ignored = z_weight is not None or is_torchdynamo_compiling()
     if not some_ignored:
         # What has no label loses nothing: what a user says in a chat, the words that are not masked.

@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from baichuan_hf import BaichuanForCausalLM, BaichuanForMaskedLM
 from baichuan_hf.model import loss as loss_module
+from baichuan_hf.model.lm_head import NormHead
 from tests.helpers import tiny_config
 
 
@@ -129,6 +130,28 @@ def test_positions_without_a_label_cost_nothing(labelled):
         loss_module.chunked_loss(head, states, labels, **options).backward()
     assert counter.get_total_flops() == 3 * 2 * labelled * 16 * 128  # logits, and the gradients of states and weight
     assert (states.grad[:, labelled:] == 0).all()
+
+
+@pytest.mark.parametrize("z_loss_weight", [0.0, 0.1])
+@pytest.mark.parametrize("kind", [torch.nn.Linear, NormHead])
+def test_a_kernel_takes_the_place_of_the_chunks(kind, z_loss_weight):
+    calls = []
+
+    def kernel(states, weight, bias, targets, label_smoothing):
+        calls.append(states.shape)
+        logits = F.linear(states, weight, bias)
+        return F.cross_entropy(logits, targets, reduction="sum", label_smoothing=label_smoothing)
+
+    head, states, labels = kind(16, 128), torch.randn(2, 13, 16), batch()["labels"]
+    options = {"vocab_size": 128, "label_smoothing": 0.1, "z_loss_weight": z_loss_weight}
+    results = []
+    for fused in (None, kernel):
+        head.zero_grad()
+        loss = loss_module.chunked_loss(head, states, labels, fused=fused, **options)
+        loss.backward()
+        results.append([loss.detach(), head.weight.grad, head.bias.grad])
+    torch.testing.assert_close(results[1], results[0])
+    assert calls == ([] if z_loss_weight else [(24, 16)])
 
 
 def test_a_label_outside_the_vocabulary():
