@@ -1,7 +1,7 @@
 """Liger's fused Triton kernels in Baichuan models, for CUDA devices (Hsu et al. 2024).
 
-`Trainer` uses them with `use_liger_kernel=True`, as `baichuan-hf train --use-liger-kernel true` does. The max-z term of
-Baichuan2 is unknown to Liger: with it the loss stays ours, which never holds the logits either.
+`Trainer` uses them with `use_liger_kernel=True`, as `baichuan-hf train --use-liger-kernel true` does. The max-z term
+of Baichuan2 is unknown to Liger: with it the loss stays ours, which never holds the logits either.
 """
 
 from collections.abc import Callable
