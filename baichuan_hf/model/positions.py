@@ -86,7 +86,7 @@ POSITIONS: dict[str, type[Positions]] = {
 
 
 def rotate(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    """Queries and keys at their positions: transformers' `apply_rotary_pos_emb` in half the operations.
+    """Queries and keys at their positions: without Triton to the bit transformers' `apply_rotary_pos_emb`.
 
     Args:
         query: as `key`, (B, heads, T, D).
@@ -104,7 +104,7 @@ def rotate(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second = x.chunk(2, dim=-1)
-    return torch.addcmul(x * cos, torch.cat([second, first], dim=-1), sin, value=-1)
+    return x * cos - torch.cat([second, first], dim=-1) * sin
 
 
 def build_positions(config: BaichuanConfig) -> Positions:
