@@ -10,7 +10,6 @@ import json
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,9 +20,10 @@ from rich.table import Table
 
 from ..evaluation.size import build_on_meta, flops_per_token
 from ..model.configuration_baichuan import BaichuanConfig
+from .ceilings import matrix_ceiling
 from .choices import SHAPES, check_choices
 from .rows import append_rows, machine, read_rows
-from .timing import milliseconds, synchronize
+from .timing import milliseconds
 
 
 @dataclass(frozen=True)
@@ -203,26 +203,6 @@ def measure_training(
                     append_rows(rows, [{**row, **origin}])
                     report(f"{name}, {variant}: {row['tokens_per_second']} tokens/s, {row['peak_gib']} GiB")
     return failed
-
-
-def matrix_ceiling(device: torch.device, size: int | None = None) -> float:
-    """Operations a second of a product of two square matrices, in the precision that training multiplies in.
-
-    Args:
-        device: where to multiply.
-        size: of the matrices; by default 8192 on a GPU and 1024 elsewhere.
-    """
-    on_gpu = device.type == "cuda"
-    size = size or (8192 if on_gpu else 1024)
-    matrix = torch.randn(size, size, device=device, dtype=torch.bfloat16 if on_gpu else torch.float32)
-    seconds = []
-    for _ in range(8):
-        synchronize(device)
-        start = time.perf_counter()
-        matrix @ matrix
-        synchronize(device)
-        seconds.append(time.perf_counter() - start)
-    return 2 * size**3 / statistics.median(seconds[3:])
 
 
 def training_table(rows: Path) -> Table:

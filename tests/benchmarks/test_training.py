@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from baichuan_hf.benchmarks import training
+from baichuan_hf.benchmarks.ceilings import copy_ceiling, matrix_ceiling
 from baichuan_hf.benchmarks.rows import read_rows
-from baichuan_hf.benchmarks.training import CASES, matrix_ceiling, measure_training, training_table
+from baichuan_hf.benchmarks.training import CASES, measure_training, training_table
 
 
 CPU = torch.device("cpu")
@@ -88,3 +89,4 @@ def test_what_there_is_not_is_refused(options, message, tmp_path):
 
 def test_the_ceiling_is_that_of_the_machine():
     assert 1e8 < matrix_ceiling(CPU, size=256) < 1e14
+    assert 1e7 < copy_ceiling(CPU, size=2**20) < 1e13

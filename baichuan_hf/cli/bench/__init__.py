@@ -5,6 +5,7 @@ import typer
 from .components import architectures, scaling
 from .cpu import cpu, tokenizer
 from .loading import load, memory
+from .speed import attention, decode, prefill
 from .training import loss, parallel, train
 from .versions import quantization, ratio
 
@@ -26,6 +27,9 @@ for command in (
     loss,
     parallel,
     train,
+    decode,
+    prefill,
+    attention,
     load,
     memory,
     cpu,

@@ -1,0 +1,256 @@
+"""`baichuan-hf bench decode` and `prefill`: Baichuan in turns with the Llama that has the same weights."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from rich.table import Table
+from torch import Tensor
+from transformers import CompileConfig, GenerationConfig, PreTrainedModel
+
+from ..conversion.to_llama import to_llama
+from ..evaluation.size import build_on_meta, flops_per_token
+from .ceilings import copy_ceiling, matrix_ceiling
+from .choices import SHAPES, check_choices
+from .random_models import inference_dtype, random_config, random_model
+from .rows import append_rows, import_pyplot, machine, read_rows
+from .timing import interleaved, milliseconds, synchronize
+
+
+PEER = "llama"
+MODELS = (PEER, "baichuan", "baichuan, ALiBi")
+# Of `generate`: a cache that grows, one of a fixed size whose step is compiled or recorded as it is.
+WAYS: dict[str, dict[str, Any]] = {
+    "dynamic": {},
+    "graph": {"cache_implementation": "static", "compile_config": CompileConfig(backend="cudagraphs")},
+    "compiled": {"cache_implementation": "static"},
+}
+COMPARED = 64  # tokens whose logits are held against the peer's
+
+
+def measure_decoding(
+    rows: Path,
+    *,
+    shape: str = "7b",
+    models: Sequence[str] = MODELS,
+    ways: Sequence[str] = tuple(WAYS),
+    batch_size: int = 1,
+    prompt_tokens: int = 128,
+    new_tokens: int = 256,
+    rounds: int = 5,
+    device: torch.device,
+    command: str = "",
+    report: Callable[[str], None] = print,
+) -> None:
+    """Append a row for every model and way: tokens that `generate` writes a second, greedily, the prompt's time
+    included. The peer knows `graph` not: transformers only compiles.
+
+    Args:
+        rows: ROWS.csv.
+        shape: name in SHAPES.
+        models: names in MODELS; the first is the one that the others are held against.
+        ways: names in WAYS.
+        batch_size: texts at once.
+        prompt_tokens: of each text.
+        new_tokens: to write after it.
+        rounds: calls of each that count.
+        device: where to run.
+        command: written into every row.
+        report: called with a line for each row.
+
+    Raises:
+        ValueError: there is no such shape, model or way.
+    """
+    check_choices("shape", [shape], SHAPES)
+    check_choices("model", models, MODELS)
+    check_choices("way", ways, WAYS)
+    built, difference = _build(shape, models, prompt_tokens + new_tokens, device)
+    bandwidth = copy_ceiling(device)
+    prompt = _text(SHAPES[shape]["vocab_size"], batch_size, prompt_tokens, device)
+    for way in ways:
+        actions, first = {}, {}
+        for name, model in built.items():
+            if (name, way) == (PEER, "graph"):
+                continue
+            settings = GenerationConfig(
+                max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False, pad_token_id=0, **WAYS[way]
+            )
+
+            def write(model: PreTrainedModel = model, settings: GenerationConfig = settings) -> object:
+                return model.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=settings)
+
+            first[name] = _time(write, device)
+            actions[name] = write
+        times = interleaved(actions, device, rounds=rounds)
+        for name, seconds in times.items():
+            step = median(seconds) / new_tokens
+            row = {
+                **{"case": "decode", "shape": shape, "model": name, "way": way},
+                **{"batch_size": batch_size, "tokens": prompt_tokens, "new_tokens": new_tokens},
+                **milliseconds([value / new_tokens for value in seconds]),
+                "tokens_per_second": f"{batch_size / step:.1f}",
+                "speed": _against(times, seconds),
+                "share_of_ceiling": f"{_bytes_per_step(built[name]) / step / bandwidth:.3f}",
+                "ceiling": f"{bandwidth / 1e12:.3f} TB/s",
+                "first_call_seconds": f"{first[name]:.1f}",
+                "difference": difference[name],
+            }
+            append_rows(rows, [{**row, **machine(device), "command": command}])
+            report(f"{name}, {way}: {row['tokens_per_second']} tokens/s, first call {row['first_call_seconds']} s")
+
+
+@torch.no_grad()
+def measure_prefill(
+    rows: Path,
+    *,
+    shape: str = "7b",
+    models: Sequence[str] = MODELS,
+    tokens: int = 4096,
+    batch_size: int = 1,
+    rounds: int = 9,
+    device: torch.device,
+    command: str = "",
+    report: Callable[[str], None] = print,
+) -> None:
+    """Append a row for every model: reading a text of so many tokens into a cache, with the logits of the last.
+
+    Args:
+        rows: ROWS.csv.
+        shape: name in SHAPES.
+        models: names in MODELS; the first is the one that the others are held against.
+        tokens: of each text.
+        batch_size: texts at once.
+        rounds: calls of each that count.
+        device: where to run.
+        command: written into every row.
+        report: called with a line for each row.
+
+    Raises:
+        ValueError: there is no such shape or model.
+    """
+    check_choices("shape", [shape], SHAPES)
+    check_choices("model", models, MODELS)
+    built, difference = _build(shape, models, tokens, device)
+    ceiling = matrix_ceiling(device)
+    text = _text(SHAPES[shape]["vocab_size"], batch_size, tokens, device)
+    actions, first = {}, {}
+    for name, model in built.items():
+
+        def read(model: PreTrainedModel = model) -> object:
+            return model(text, use_cache=True, logits_to_keep=1)
+
+        first[name] = _time(read, device)
+        actions[name] = read
+    times = interleaved(actions, device, rounds=rounds)
+    for name, seconds in times.items():
+        operations = batch_size * _prefill_flops(shape, tokens)
+        row = {
+            **{"case": "prefill", "shape": shape, "model": name, "way": ""},
+            **{"batch_size": batch_size, "tokens": tokens, "new_tokens": 0},
+            **milliseconds(seconds),
+            "tokens_per_second": f"{batch_size * tokens / median(seconds):.1f}",
+            "speed": _against(times, seconds),
+            "share_of_ceiling": f"{operations / median(seconds) / ceiling:.3f}",
+            "ceiling": f"{ceiling / 1e12:.0f} TFLOP/s",
+            "first_call_seconds": f"{first[name]:.1f}",
+            "difference": difference[name],
+        }
+        append_rows(rows, [{**row, **machine(device), "command": command}])
+        report(f"{name}, {tokens} tokens: {row['ms']} ms")
+
+
+def inference_table(rows: Path) -> Table:
+    """The rows of a file, as a table to print."""
+    columns = (
+        *("case", "shape", "model", "way", "batch_size", "tokens", "ms", "tokens_per_second", "speed"),
+        *("share_of_ceiling", "first_call_seconds", "difference"),
+    )
+    table = Table(*columns, box=None)
+    for row in read_rows(rows):
+        table.add_row(*(row[name] for name in columns))
+    return table
+
+
+def draw_inference(rows: Path, picture: Path) -> None:
+    """The share of the ceiling of every row as a bar: of bandwidth for decoding, of matrix products for prefill.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    pyplot = import_pyplot()
+    found = read_rows(rows)
+    names = [
+        f"{row['case']} {row['shape']}, {row['model']}, {row['way'] or row['tokens']}, batch {row['batch_size']}"
+        for row in found
+    ]
+    figure, axis = pyplot.subplots(figsize=(8, 1 + 0.3 * len(found)), layout="constrained")
+    colours = ["tab:grey" if row["model"] == PEER else "tab:blue" for row in found]
+    axis.barh(names, [float(row["share_of_ceiling"]) for row in found], color=colours)
+    axis.invert_yaxis()
+    axis.set(xlim=(0, 1), xlabel="share of the ceiling measured in the same run")
+    figure.savefig(picture, dpi=150)
+
+
+def _build(
+    shape: str, models: Sequence[str], length: int, device: torch.device
+) -> tuple[dict[str, PreTrainedModel], dict[str, str]]:
+    """The models, and the largest difference of a logit from the peer's in units of the logits' spread."""
+    dtype = inference_dtype(device)
+    sizes, difference = SHAPES[shape], dict.fromkeys(models, "")
+    built = {
+        name: random_model(
+            random_config(sizes, length=length, alibi="ALiBi" in name), dtype=dtype, device=device
+        ).eval()
+        for name in models
+        if name != PEER
+    }
+    if PEER in models:
+        # Not moved afterwards: that would round the frequencies of its rotation.
+        built[PEER] = (
+            to_llama(built["baichuan"]).eval()
+            if "baichuan" in models
+            else random_model(random_config(sizes, length=length, llama=True), dtype=dtype, device=device).eval()
+        )
+    if {PEER, "baichuan"} <= set(models):
+        text = _text(sizes["vocab_size"], 1, min(length, COMPARED), device)
+        with torch.no_grad():
+            expected = built[PEER](text).logits.float()
+            found = built["baichuan"](text).logits.float()
+        difference["baichuan"] = f"{((found - expected).abs().max() / expected.std()).item():.1e}"
+    return {name: built[name] for name in models}, difference
+
+
+def _text(vocab_size: int, batch_size: int, tokens: int, device: torch.device) -> Tensor:
+    torch.manual_seed(0)
+    return torch.randint(3, vocab_size, (batch_size, tokens), device=device)
+
+
+def _time(action: Callable[[], object], device: torch.device) -> float:
+    synchronize(device)
+    start = time.perf_counter()
+    action()
+    synchronize(device)
+    return time.perf_counter() - start
+
+
+def _against(times: dict[str, list[float]], seconds: list[float]) -> str:
+    """How many times as fast as the first."""
+    return f"{median(next(iter(times.values()))) / median(seconds):.3f}"
+
+
+def _prefill_flops(shape: str, tokens: int) -> int:
+    """Of one text, whose tokens see half of it on average, and of the logits of its last one."""
+    model = build_on_meta(random_config(SHAPES[shape], length=tokens))
+    head = 2 * model.get_output_embeddings().weight.numel()
+    return tokens * (flops_per_token(model, tokens // 2) - head) + head
+
+
+def _bytes_per_step(model: PreTrainedModel) -> int:
+    """What a step must read at least: every weight but the embeddings', of which it looks up a row."""
+    embeddings = model.get_input_embeddings().weight
+    return sum(weight.nbytes for weight in model.parameters() if weight is not embeddings)
