@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import random
+import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
 
 import torch
@@ -17,7 +18,6 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from ..checkpoints import resolve_model
 from ..training.tiny.evaluate import written_texts
 from .rows import append_rows, machine, read_rows
-from .timing import interleaved, milliseconds
 
 
 # Bytes of a document, drawn evenly on a logarithmic scale: from a sentence to some pages.
@@ -25,6 +25,7 @@ SHORTEST, LONGEST = 64, 16384
 # Documents of a batch: the default of `Dataset.map`.
 BATCH = 1000
 PEER = "sentencepiece"
+CPU = torch.device("cpu")
 
 
 def measure_tokenizer(
@@ -33,19 +34,17 @@ def measure_tokenizer(
     model: str = "tiny",
     text_files: Sequence[Path] = (),
     megabytes: float = 10.0,
-    rounds: int = 5,
     command: str = "",
     report: Callable[[str], None] = print,
 ) -> None:
     """Append a row for batches and for single texts by each: sentencepiece on one thread and on all, ours, and the
-    library under ours, `tokenizers`, without our lookup of words.
+    library under ours, `tokenizers`, without our lookup of words. They take turns at every batch.
 
     Args:
         rows: ROWS.csv.
         model: `tiny`, or a folder that holds `tokenizer.model`.
         text_files: plain text, a part of a document a line; none: the half pages that come with the package.
         megabytes: of the documents that are made of them, in random order and as often as needed.
-        rounds: of which the median counts.
         command: written into every row.
         report: called with a line for each row.
 
@@ -71,30 +70,42 @@ def measure_tokenizer(
     def library(texts: list[str]) -> list[list[int]]:
         return [encoding.ids for encoding in tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)]
 
-    ways: dict[str, dict[str, tuple[Callable[[Any], object], Sequence[Any]]]] = {
+    def singly(encode: Callable[[Any], object]) -> Callable[[list[str]], object]:
+        return lambda texts: [encode(text) for text in texts]
+
+    ways: dict[str, dict[str, Callable[[list[str]], object]]] = {
         "batches": {
-            PEER: (peer.encode, batches),
-            f"{PEER}, all threads": (partial(peer.encode, num_threads=os.cpu_count()), batches),
-            "tokenizers": (library, batches),
-            "baichuan-hf": (tokenizer, batches),
+            PEER: peer.encode,
+            f"{PEER}, all threads": partial(peer.encode, num_threads=os.cpu_count()),
+            "tokenizers": library,
+            "baichuan-hf": tokenizer,
         },
-        "single texts": {PEER: (peer.encode, documents), "baichuan-hf": (tokenizer, documents)},
+        "single texts": {PEER: singly(peer.encode), "baichuan-hf": singly(tokenizer)},
     }
-    origin = {**machine(torch.device("cpu")), "command": command}
+    origin = {**machine(CPU), "command": command}
     size = sum(len(text.encode()) for text in documents) / 1e6
     for way, encoders in ways.items():
-        actions = {name: partial(_each, *work) for name, work in encoders.items()}
-        times = interleaved(actions, torch.device("cpu"), rounds=rounds)
-        for name, seconds in times.items():
+        times: dict[str, list[float]] = {name: [] for name in encoders}
+        for batch in batches:
+            # All words were met when the ids were compared.
+            for name, encode in encoders.items():
+                start = time.perf_counter()
+                encode(batch)
+                times[name].append(time.perf_counter() - start)
+        for name, taken in times.items():
+            speeds = [theirs / ours for theirs, ours in zip(times[PEER], taken, strict=True)]
+            low, *_, high = quantiles(speeds, n=5) if len(speeds) > 1 else speeds * 2
             row = {
                 "texts": way,
                 "tokenizer": name,
                 "pieces": len(tokenizer),
                 "megabytes": f"{size:.3f}",
                 "documents": len(documents),
-                **milliseconds(seconds),
-                "mb_per_second": f"{size / median(seconds):.2f}",
-                "speed": f"{median(a / b for a, b in zip(times[PEER], seconds, strict=True)):.2f}",
+                "seconds": f"{sum(taken):.5f}",
+                "mb_per_second": f"{size / sum(taken):.2f}",
+                "speed": f"{median(speeds):.2f}",
+                "speed_p20": f"{low:.2f}",
+                "speed_p80": f"{high:.2f}",
             }
             append_rows(rows, [{**row, **origin}])
             report(f"{way}, {name}: {row['mb_per_second']} MB/s")
@@ -114,11 +125,6 @@ def tokenizer_table(rows: Path) -> Table:
     for row in read_rows(rows):
         table.add_row(*(row[name] for name in columns))
     return table
-
-
-def _each(encode: Callable[[Any], object], items: Sequence[Any]) -> None:
-    for item in items:
-        encode(item)
 
 
 def _lines(files: Sequence[Path], tokenizer: PreTrainedTokenizerBase) -> list[list[str]]:
