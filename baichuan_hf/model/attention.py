@@ -64,7 +64,8 @@ class BaichuanAttention(HeadedAttention):
     def __init__(self, config: BaichuanConfig, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
         self.is_causal = config.is_causal
-        if config.fused_qkv:
+        self.fused_qkv = config.fused_qkv
+        if self.fused_qkv:
             self.W_pack = nn.Linear(config.hidden_size, 3 * self.width, bias=config.attention_bias)
         else:
             self.q_proj = nn.Linear(config.hidden_size, self.width, bias=config.attention_bias)
@@ -143,7 +144,7 @@ class BaichuanAttention(HeadedAttention):
         return self.run_backend(query, key, value, attention_mask, **kwargs)
 
     def _project(self, hidden_states: Tensor) -> tuple[Tensor, ...]:
-        if self.config.fused_qkv:
+        if self.fused_qkv:
             return self.W_pack(hidden_states).chunk(3, dim=-1)
         return self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)
 

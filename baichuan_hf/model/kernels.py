@@ -21,13 +21,11 @@ def use_triton(*tensors: Tensor) -> bool:
     """Whether Triton's kernels compute with these tensors: on a GPU, if there are many numbers or the launch is only
     recorded for a CUDA graph; or on a CPU under Triton's interpreter."""
     first = tensors[0]
-    if torch.compiler.is_compiling() or not _has_triton():
+    if not (first.is_cuda or _interprets()) or torch.compiler.is_compiling() or not _has_triton():
         return False
     if not all(type(tensor) is Tensor and tensor.dtype == first.dtype for tensor in tensors):
         return False
-    if not first.is_cuda:
-        return _interprets()
-    return first.numel() >= MIN_SIZE or torch.cuda.is_current_stream_capturing()
+    return not first.is_cuda or first.numel() >= MIN_SIZE or torch.cuda.is_current_stream_capturing()
 
 
 @cache
