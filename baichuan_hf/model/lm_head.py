@@ -47,7 +47,9 @@ class NormHead(nn.Linear):
             return self._inverse_norms()
         state = (weight._version, weight.data_ptr())
         if self._kept is None or self._kept[0]() is not weight or self._kept[1:3] != state:
-            self._kept = (weakref.ref(weight), *state, self._inverse_norms())
+            # Not a tensor of inference mode, which training with a frozen head could not use later.
+            with torch.inference_mode(False):
+                self._kept = (weakref.ref(weight), *state, self._inverse_norms())
         return self._kept[3]
 
     @contextmanager

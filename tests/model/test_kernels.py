@@ -181,6 +181,16 @@ class TestNormsOfTheHead:
             torch.testing.assert_close(copied(states), self.reference(copied, states), rtol=1e-5, atol=1e-5)
         assert len(pickle.dumps(head)) < len(pickle.dumps(nn.Linear(6, 11))) + 500
 
+    def test_a_frozen_head_trains_what_is_before_it_after_inference_mode(self):
+        head, states = self.head().requires_grad_(False), torch.randn(2, 6)
+        with torch.inference_mode():
+            head(states)
+        states.requires_grad_()
+        head(states).square().sum().backward()
+        expected = states.detach().clone().requires_grad_()
+        self.reference(head, expected).square().sum().backward()
+        torch.testing.assert_close(states.grad, expected.grad, rtol=1e-4, atol=1e-5)
+
     def test_training_has_gradients_after_inference(self):
         head, states = self.head(), torch.randn(2, 6)
         with torch.no_grad():
