@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -69,33 +70,32 @@ def measure_decoding(
     check_choices("shape", [shape], SHAPES)
     check_choices("model", models, MODELS)
     check_choices("way", ways, WAYS)
+    sizes = {"batch_size": batch_size, "tokens": prompt_tokens, "new_tokens": new_tokens}
+    cases = {way: {"case": "decode", "shape": shape, "way": way, **sizes} for way in ways}
+    missing = [way for way in ways if not _is_measured(rows, cases[way], _knowing(way, models))]
+    if not missing:
+        return
     built, difference = _build(shape, models, prompt_tokens + new_tokens, device)
     bandwidth = copy_ceiling(device)
     prompt = _text(SHAPES[shape]["vocab_size"], batch_size, prompt_tokens, device)
-    for way in ways:
-        actions, first = {}, {}
-        for name, model in built.items():
-            if (name, way) == (PEER, "graph"):
-                continue
-            settings = GenerationConfig(
-                max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False, pad_token_id=0, **WAYS[way]
-            )
+    for way in missing:
+        settings = GenerationConfig(
+            max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False, pad_token_id=0, **WAYS[way]
+        )
 
-            def write(model: PreTrainedModel = model, settings: GenerationConfig = settings) -> object:
-                return model.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=settings)
+        def write(model: PreTrainedModel, settings: GenerationConfig = settings) -> object:
+            return model.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=settings)
 
-            first[name] = _time(write, device)
-            actions[name] = write
+        actions = {name: partial(write, built[name]) for name in _knowing(way, models)}
+        first = {name: _time(action, device) for name, action in actions.items()}
         times = interleaved(actions, device, rounds=rounds)
         for name, seconds in times.items():
-            step = median(seconds) / new_tokens
+            steps = [value / new_tokens for value in seconds]
             row = {
-                **{"case": "decode", "shape": shape, "model": name, "way": way},
-                **{"batch_size": batch_size, "tokens": prompt_tokens, "new_tokens": new_tokens},
-                **milliseconds([value / new_tokens for value in seconds]),
-                "tokens_per_second": f"{batch_size / step:.1f}",
+                **{**cases[way], "model": name, **milliseconds(steps)},
+                "tokens_per_second": f"{batch_size / median(steps):.1f}",
                 "speed": _against(times, seconds),
-                "share_of_ceiling": f"{_bytes_per_step(built[name]) / step / bandwidth:.3f}",
+                "share_of_ceiling": f"{_bytes_per_step(built[name]) / median(steps) / bandwidth:.3f}",
                 "ceiling": f"{bandwidth / 1e12:.3f} TB/s",
                 "first_call_seconds": f"{first[name]:.1f}",
                 "difference": difference[name],
@@ -135,24 +135,19 @@ def measure_prefill(
     """
     check_choices("shape", [shape], SHAPES)
     check_choices("model", models, MODELS)
+    sizes = {"batch_size": batch_size, "tokens": tokens, "new_tokens": 0}
+    case = {"case": "prefill", "shape": shape, "way": "", **sizes}
+    if _is_measured(rows, case, models):
+        return
     built, difference = _build(shape, models, tokens, device)
-    ceiling = matrix_ceiling(device)
+    ceiling, operations = matrix_ceiling(device), batch_size * _prefill_flops(shape, tokens)
     text = _text(SHAPES[shape]["vocab_size"], batch_size, tokens, device)
-    actions, first = {}, {}
-    for name, model in built.items():
-
-        def read(model: PreTrainedModel = model) -> object:
-            return model(text, use_cache=True, logits_to_keep=1)
-
-        first[name] = _time(read, device)
-        actions[name] = read
+    actions = {name: partial(model, text, use_cache=True, logits_to_keep=1) for name, model in built.items()}
+    first = {name: _time(action, device) for name, action in actions.items()}
     times = interleaved(actions, device, rounds=rounds)
     for name, seconds in times.items():
-        operations = batch_size * _prefill_flops(shape, tokens)
         row = {
-            **{"case": "prefill", "shape": shape, "model": name, "way": ""},
-            **{"batch_size": batch_size, "tokens": tokens, "new_tokens": 0},
-            **milliseconds(seconds),
+            **{**case, "model": name, **milliseconds(seconds)},
             "tokens_per_second": f"{batch_size * tokens / median(seconds):.1f}",
             "speed": _against(times, seconds),
             "share_of_ceiling": f"{operations / median(seconds) / ceiling:.3f}",
@@ -228,6 +223,16 @@ def _build(
 def _text(vocab_size: int, batch_size: int, tokens: int, device: torch.device) -> Tensor:
     torch.manual_seed(0)
     return torch.randint(3, vocab_size, (batch_size, tokens), device=device)
+
+
+def _knowing(way: str, models: Sequence[str]) -> list[str]:
+    """Those of the models that can go that way."""
+    return [name for name in models if (name, way) != (PEER, "graph")]
+
+
+def _is_measured(rows: Path, case: dict[str, object], models: Sequence[str]) -> bool:
+    found = {row["model"] for row in read_rows(rows) if all(row[key] == str(value) for key, value in case.items())}
+    return set(models) <= found
 
 
 def _time(action: Callable[[], object], device: torch.device) -> float:

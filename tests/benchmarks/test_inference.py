@@ -25,6 +25,7 @@ def test_every_model_writes_and_reads(tmp_path):
         ("prefill", "", "baichuan"),
         ("prefill", "", "baichuan, ALiBi"),
     ]
+    inference.measure_prefill(path, tokens=33, models=["baichuan"], **options)  # which is there
     assert inference.inference_table(path).row_count == len(lines) == len(found)
     assert float(found["decode", "dynamic", "baichuan"]["difference"]) < 1e-4
     assert float(found["decode", "dynamic", "llama"]["speed"]) == 1
