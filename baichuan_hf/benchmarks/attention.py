@@ -19,7 +19,7 @@ from ..model.cudnn_attention import AlibiAttention, suits_cudnn
 from ..model.position_biases import alibi_head_dims, alibi_slopes
 from .peak import peak_memory
 from .random_models import inference_dtype
-from .rows import append_rows, machine, read_rows
+from .rows import append_rows, machine, rows_table
 from .timing import interleaved, milliseconds
 
 
@@ -85,10 +85,7 @@ def measure_attention(
 def attention_table(rows: Path) -> Table:
     """The rows of a file, as a table to print."""
     columns = ("tokens", "direction", "form", "ms", "times_floor", "peak_mib", "difference")
-    table = Table(*columns, box=None)
-    for row in read_rows(rows):
-        table.add_row(*(row[name] for name in columns))
-    return table
+    return rows_table(rows, {name: name for name in columns})
 
 
 def _forms(states: list[Tensor]) -> dict[str, Attend]:

@@ -22,7 +22,7 @@ from transformers import (
 from ..conversion import from_transformers
 from .choices import check_choices
 from .ratio import SHAPES
-from .rows import append_rows, machine, read_rows
+from .rows import append_rows, machine, rows_table
 from .timing import interleaved, milliseconds
 
 
@@ -109,10 +109,7 @@ def measure_cpu(
 def cpu_table(rows: Path) -> Table:
     """The rows of a file, as a table to print."""
     columns = {"peer": "peer", "pass": "pass", "model": "model", "ms": "ms", "speed": "against the peer"}
-    table = Table(*columns.values(), box=None)
-    for row in read_rows(rows):
-        table.add_row(*(row[name] for name in columns))
-    return table
+    return rows_table(rows, columns)
 
 
 def _check_equal(theirs: PreTrainedModel, ours: PreTrainedModel, text: Tensor) -> None:

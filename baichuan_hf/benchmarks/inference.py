@@ -19,7 +19,7 @@ from ..evaluation.size import build_on_meta, flops_per_token
 from .ceilings import copy_ceiling, matrix_ceiling
 from .choices import SHAPES, check_choices
 from .random_models import inference_dtype, random_config, random_model
-from .rows import append_rows, import_pyplot, machine, read_rows
+from .rows import append_rows, import_pyplot, machine, read_rows, rows_table
 from .timing import interleaved, milliseconds, synchronize
 
 
@@ -165,10 +165,7 @@ def inference_table(rows: Path) -> Table:
         *("case", "shape", "model", "way", "batch_size", "tokens", "ms", "tokens_per_second", "speed"),
         *("share_of_ceiling", "first_call_seconds", "difference"),
     )
-    table = Table(*columns, box=None)
-    for row in read_rows(rows):
-        table.add_row(*(row[name] for name in columns))
-    return table
+    return rows_table(rows, {name: name for name in columns})
 
 
 def draw_inference(rows: Path, picture: Path) -> None:

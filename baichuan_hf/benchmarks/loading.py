@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from .choices import SHAPES, check_choices
 from .random_models import random_config, random_model
-from .rows import append_rows, machine, read_rows
+from .rows import append_rows, machine, rows_table
 from .timing import milliseconds, synchronize
 
 
@@ -89,10 +89,7 @@ def loading_table(rows: Path) -> Table:
         "first_token_ms": "first token, ms",
         "first_token_speed": "against Llama",
     }
-    table = Table(*columns.values(), box=None)
-    for row in read_rows(rows):
-        table.add_row(*(row[name] for name in columns))
-    return table
+    return rows_table(rows, columns)
 
 
 def _load(folder: Path, device: torch.device) -> tuple[float, float]:

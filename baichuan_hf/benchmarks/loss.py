@@ -15,7 +15,7 @@ from transformers.utils import is_liger_kernel_available
 from ..model.lm_head import LM_HEADS
 from ..model.loss import chunked_loss
 from .peak import in_a_process, peak_memory
-from .rows import append_rows, machine, read_rows
+from .rows import append_rows, machine, rows_table
 from .timing import interleaved, milliseconds
 
 
@@ -64,10 +64,7 @@ def measure_loss(
 def loss_table(rows: Path) -> Table:
     """The rows of a file, as a table to print."""
     columns = ("head", "loss", "tokens", "hidden_size", "ms", "peak_mib", "device")
-    table = Table(*columns, box=None)
-    for row in read_rows(rows):
-        table.add_row(*(row[name] for name in columns))
-    return table
+    return rows_table(rows, {name: name for name in columns})
 
 
 def _ways(device: torch.device) -> Iterator[tuple[str, Loss]]:

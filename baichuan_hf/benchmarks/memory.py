@@ -15,7 +15,7 @@ from transformers import DynamicCache, PreTrainedModel
 from .choices import SHAPES, check_choices
 from .peak import in_a_process, peak_memory
 from .random_models import inference_dtype, random_config, random_model
-from .rows import append_rows, import_pyplot, machine, read_rows
+from .rows import append_rows, import_pyplot, machine, read_rows, rows_table
 from .timing import interleaved, milliseconds
 
 
@@ -84,10 +84,7 @@ def memory_table(rows: Path) -> Table:
         "ms": "ms",
         "peak_mib": "peak MiB",
     }
-    table = Table(*columns.values(), box=None)
-    for row in read_rows(rows):
-        table.add_row(*(row[name] for name in columns))
-    return table
+    return rows_table(rows, columns)
 
 
 def draw_memory(rows: Path, picture: Path) -> None:

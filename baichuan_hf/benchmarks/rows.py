@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import transformers
+from rich.table import Table
 
 from .. import __version__
 
@@ -33,6 +34,16 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         return []
     with open(path, encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
+
+
+def rows_table(path: Path, columns: Mapping[str, str]) -> Table:
+    """The rows of a file as a table to print: columns of the file, and what they are called."""
+    table = Table(box=None)
+    for title in columns.values():
+        table.add_column(title)
+    for row in read_rows(path):
+        table.add_row(*(row[name] for name in columns))
+    return table
 
 
 def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

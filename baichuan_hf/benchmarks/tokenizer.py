@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ..checkpoints import resolve_model
 from ..training.tiny.evaluate import written_texts
-from .rows import append_rows, machine, read_rows
+from .rows import append_rows, machine, rows_table
 
 
 # Bytes of a document, drawn evenly on a logarithmic scale: from a sentence to some pages.
@@ -121,10 +121,7 @@ def tokenizer_table(rows: Path) -> Table:
         "mb_per_second": "MB/s",
         "speed": "against sentencepiece",
     }
-    table = Table(*columns.values(), box=None)
-    for row in read_rows(rows):
-        table.add_row(*(row[name] for name in columns))
-    return table
+    return rows_table(rows, columns)
 
 
 def _lines(files: Sequence[Path], tokenizer: PreTrainedTokenizerBase) -> list[list[str]]:

@@ -22,7 +22,7 @@ from ..evaluation.size import build_on_meta, flops_per_token
 from ..model.configuration_baichuan import BaichuanConfig
 from .ceilings import matrix_ceiling
 from .choices import SHAPES, check_choices
-from .rows import append_rows, machine, read_rows
+from .rows import append_rows, machine, rows_table
 from .timing import milliseconds
 
 
@@ -215,10 +215,7 @@ def training_table(rows: Path) -> Table:
         "peak_gib": "peak GiB",
         "share_of_ceiling": "share of the ceiling",
     }
-    table = Table(*columns.values(), box=None)
-    for row in read_rows(rows):
-        table.add_row(*(row[name] for name in columns))
-    return table
+    return rows_table(rows, columns)
 
 
 def _row(
