@@ -10,6 +10,11 @@ import torch
 from torch import Tensor, nn
 
 
+def is_distributed() -> bool:
+    """Whether this is one of several processes; not every build of torch knows of such."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
 def gathered_once(function: Callable[[nn.Module, Tensor], Tensor], head: nn.Module, states: Tensor) -> Tensor:
     """`function(head, states)`, which may run the head as often as it likes, and again in the backward pass.
 
@@ -23,8 +28,7 @@ def gathered_once(function: Callable[[nn.Module, Tensor], Tensor], head: nn.Modu
         head: a module, of which any parts may be sharded.
         states: its input.
     """
-    # Not every build of torch has FSDP2.
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if not is_distributed():
         return function(head, states)
     from torch.distributed.fsdp import FSDPModule
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from .configuration_baichuan import BaichuanConfig
+from .fully_sharded import is_distributed
 from .normalization import build_normalization
 
 
@@ -21,13 +22,15 @@ class NormHead(nn.Linear):
 
     The weight is never rewritten: rows are scaled after the product, so training, merging and saving see the weight as
     it is, and no normalised copy of it is held. Without gradients 1 / |w| is kept for the next call, since reading the
-    weight twice for a token would show; it is computed anew when the weight is another one or was written to.
+    weight twice for a token would show; it is computed anew when the weight is another one, was written to, or had a
+    gradient.
     """
 
     EPS = 1e-12  # of torch.nn.functional.normalize, which the original calls
 
     # The weight (weakly), its version and address, and 1 / |w| of it.
     _kept: tuple[Any, int, int, Tensor] | None = None
+    _watched: Any = None  # the weight (weakly) whose gradients make it forgotten
     _held: Tensor | None = None
 
     def forward(self, hidden_states: Tensor) -> Tensor:
@@ -40,17 +43,35 @@ class NormHead(nn.Linear):
     def inverse_norms(self) -> Tensor:
         """1 / |w| of every row, (vocab_size,) float32."""
         weight = self.weight
-        if torch.compiler.is_compiling() or (torch.is_grad_enabled() and weight.requires_grad):
+        if torch.compiler.is_compiling():
             return self._inverse_norms()
-        # FSDP and ZeRO write gathered weights behind the version counter, which tensors of inference mode lack.
-        if _is_distributed() or weight.is_inference():
+        if torch.is_grad_enabled() and weight.requires_grad:
+            self._kept = None
+            return self._inverse_norms()
+        # FSDP and ZeRO write gathered weights behind the version counter, which tensors of inference mode lack; so do
+        # fused optimisers, of which a gradient is the sign.
+        if is_distributed() or weight.is_inference() or weight.grad is not None:
             return self._inverse_norms()
         state = (weight._version, weight.data_ptr())
         if self._kept is None or self._kept[0]() is not weight or self._kept[1:3] != state:
+            self._watch(weight)
             # Not a tensor of inference mode, which training with a frozen head could not use later.
             with torch.inference_mode(False):
                 self._kept = (weakref.ref(weight), *state, self._inverse_norms())
         return self._kept[3]
+
+    def _watch(self, weight: Tensor) -> None:
+        """Keep nothing of the weight once it has a gradient."""
+        if not weight.requires_grad or (self._watched is not None and self._watched() is weight):
+            return
+        head = weakref.ref(self)
+
+        def forget(_: Tensor) -> None:
+            if (watching := head()) is not None:
+                watching._kept = None
+
+        weight.register_post_accumulate_grad_hook(forget)
+        self._watched = weakref.ref(weight)
 
     @contextmanager
     def holding_norms(self) -> Iterator[None]:
@@ -68,7 +89,7 @@ class NormHead(nn.Linear):
         return norms.clamp(min=self.EPS).reciprocal()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_kept"}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_kept", "_watched")}
 
     def normalized_weight(self) -> Tensor:
         """The rows as they count, of length 1: a copy of the weight, (vocab_size, hidden_size)."""
@@ -132,7 +153,3 @@ def max_z_loss(
     if num_items_in_batch is None:
         return loss
     return loss * (labels != -100).sum() / num_items_in_batch
-
-
-def _is_distributed() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()

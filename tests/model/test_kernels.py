@@ -1,6 +1,8 @@
 """Triton's kernels against the plain operations that they take the place of, forward and backward."""
 
+import copy
 import os
+import pickle
 import subprocess
 import sys
 
@@ -169,10 +171,34 @@ class TestNormsOfTheHead:
         if change != "dtype":
             assert not torch.allclose(after, before, atol=1e-3)
 
-    def test_copies_and_pickles_without_them(self, tmp_path):
-        import copy
-        import pickle
+    @pytest.mark.parametrize("inference", ["before the step", "between gradient and step", "before the gradient"])
+    @pytest.mark.parametrize("skip_logits", [False, True])
+    def test_follows_a_fused_optimiser(self, inference, skip_logits):
+        """Which writes to the weight without a word, as Trainer's own does."""
+        torch.manual_seed(0)
+        model = BaichuanForCausalLM(tiny_config(normalize_lm_head=True, z_loss_weight=0.0))
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.5, fused=True)
+        ids = torch.randint(3, model.config.vocab_size, (2, 7))
 
+        def infer():
+            with torch.no_grad():
+                return model(ids).logits
+
+        before = infer()
+        for _ in range(2):
+            loss = model(ids, labels=ids, skip_logits=skip_logits).loss
+            if inference == "before the gradient":
+                infer()
+            loss.backward()
+            if inference == "between gradient and step":
+                infer()
+            optimizer.step()
+            optimizer.zero_grad()
+        after = infer()
+        assert not torch.allclose(after, before, atol=0.1)
+        torch.testing.assert_close(after, copy.deepcopy(model)(ids).logits.detach())
+
+    def test_copies_and_pickles_without_them(self, tmp_path):
         head, states = self.head(), torch.randn(2, 6)
         with torch.no_grad():
             head(states)
