@@ -134,10 +134,11 @@ def _one_pass(
     some_ignored = z_weight is not None or is_torchdynamo_compiling()
     if not some_ignored:
         # What has no label loses nothing: what a user says in a chat, the words that are not masked.
-        states, targets = states[targets != -100], targets[targets != -100]
-    normalize = isinstance(head, NormHead)
+        is_label = targets != -100
+        states, targets = states[is_label], targets[is_label]
+    scale = head.inverse_norms().detach() if isinstance(head, NormHead) else None
     return _LinearCrossEntropy.apply(
-        states, head.weight, head.bias, targets, z_weight, label_smoothing, normalize, size, some_ignored
+        states, head.weight, head.bias, targets, z_weight, label_smoothing, scale, size, some_ignored
     )
 
 
@@ -168,16 +169,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         targets: Tensor,  # (N,)
         z_weight: Tensor | None,
         label_smoothing: float,
-        normalize: bool,
+        scale: Tensor | None,  # (V,), 1 over the lengths of the weight's rows if these are normalised
         size: int,
         some_ignored: bool,
     ) -> Tensor:
         needs_states, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         matrix = weight.to(states.dtype)
-        scale = None
-        if normalize:
-            norms = torch.linalg.vector_norm(weight, dim=-1, dtype=torch.float32).clamp(min=NormHead.EPS)
-            scale = norms.reciprocal()
         states_grad = torch.empty_like(states) if needs_states else None
         # Summed over the chunks in float32, whatever the weight is.
         weight_grad = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
@@ -219,9 +216,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if weight_grad is not None:
                 weight_grad += gradient.t() @ chunk
 
-        if weight_grad is not None and normalize:
+        if weight_grad is not None and scale is not None:
             # Of a row that is scaled to length 1 only what is at right angles to it counts.
-            along = (weight_grad * weight).sum(dim=-1, dtype=torch.float32) / norms.square()
+            along = (weight_grad * weight).sum(dim=-1, dtype=torch.float32) * scale.square()
             weight_grad.addcmul_(along[:, None], weight, value=-1)
         ctx.gradients = [states_grad, weight_grad, bias_grad]
         ctx.dtypes = [states.dtype, weight.dtype, None if bias is None else bias.dtype]
