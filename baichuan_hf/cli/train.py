@@ -103,7 +103,10 @@ def train(
     metrics = run(arguments, training_arguments)
     if training_arguments.process_index == 0:
         _show_results(metrics, str(training_arguments.output_dir))
-    PartialState().destroy_process_group()
+    # A last all-gather that gloo's thread still lets go of would wait for Python's lock, which the group's end holds.
+    state = PartialState()
+    state.wait_for_everyone()
+    state.destroy_process_group()
 
 
 def _be_quiet() -> None:
