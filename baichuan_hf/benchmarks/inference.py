@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,27 +10,22 @@ from typing import Any
 
 import torch
 from rich.table import Table
-from torch import Tensor
 from transformers import CompileConfig, GenerationConfig, PreTrainedModel
 
-from ..conversion.to_llama import to_llama
 from ..evaluation.size import build_on_meta, flops_per_token
 from .ceilings import copy_ceiling, matrix_ceiling
 from .choices import SHAPES, check_choices
-from .random_models import inference_dtype, random_config, random_model
-from .rows import append_rows, import_pyplot, machine, read_rows, rows_table
-from .timing import interleaved, milliseconds, synchronize
+from .random_models import MODELS, PEER, compared_models, random_config, random_text
+from .rows import append_rows, import_pyplot, is_measured, machine, read_rows, rows_table
+from .timing import interleaved, milliseconds, timed, times_as_fast
 
 
-PEER = "llama"
-MODELS = (PEER, "baichuan", "baichuan, ALiBi")
 # Of `generate`: a cache that grows, one of a fixed size whose step is compiled or recorded as it is.
 WAYS: dict[str, dict[str, Any]] = {
     "dynamic": {},
     "graph": {"cache_implementation": "static", "compile_config": CompileConfig(backend="cudagraphs")},
     "compiled": {"cache_implementation": "static"},
 }
-COMPARED = 64  # tokens whose logits are held against the peer's
 
 
 def measure_decoding(
@@ -72,12 +66,12 @@ def measure_decoding(
     check_choices("way", ways, WAYS)
     sizes = {"batch_size": batch_size, "tokens": prompt_tokens, "new_tokens": new_tokens}
     cases = {way: {"case": "decode", "shape": shape, "way": way, **sizes} for way in ways}
-    missing = [way for way in ways if not _is_measured(rows, cases[way], _knowing(way, models))]
+    missing = [way for way in ways if not is_measured(rows, cases[way], _knowing(way, models))]
     if not missing:
         return
-    built, difference = _build(shape, models, prompt_tokens + new_tokens, device)
+    built, difference = compared_models(shape, models, prompt_tokens + new_tokens, device)
     bandwidth = copy_ceiling(device)
-    prompt = _text(SHAPES[shape]["vocab_size"], batch_size, prompt_tokens, device)
+    prompt = random_text(SHAPES[shape]["vocab_size"], batch_size, prompt_tokens, device)
     for way in missing:
         settings = GenerationConfig(
             max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False, pad_token_id=0, **WAYS[way]
@@ -87,14 +81,14 @@ def measure_decoding(
             return model.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=settings)
 
         actions = {name: partial(write, built[name]) for name in _knowing(way, models)}
-        first = {name: _time(action, device) for name, action in actions.items()}
+        first = {name: timed(action, device) for name, action in actions.items()}
         times = interleaved(actions, device, rounds=rounds)
         for name, seconds in times.items():
             steps = [value / new_tokens for value in seconds]
             row = {
                 **{**cases[way], "model": name, **milliseconds(steps)},
                 "tokens_per_second": f"{batch_size / median(steps):.1f}",
-                "speed": _against(times, seconds),
+                "speed": times_as_fast(times, seconds),
                 "share_of_ceiling": f"{_bytes_per_step(built[name]) / median(steps) / bandwidth:.3f}",
                 "ceiling": f"{bandwidth / 1e12:.3f} TB/s",
                 "first_call_seconds": f"{first[name]:.1f}",
@@ -137,19 +131,19 @@ def measure_prefill(
     check_choices("model", models, MODELS)
     sizes = {"batch_size": batch_size, "tokens": tokens, "new_tokens": 0}
     case = {"case": "prefill", "shape": shape, "way": "", **sizes}
-    if _is_measured(rows, case, models):
+    if is_measured(rows, case, models):
         return
-    built, difference = _build(shape, models, tokens, device)
+    built, difference = compared_models(shape, models, tokens, device)
     ceiling, operations = matrix_ceiling(device), batch_size * _prefill_flops(shape, tokens)
-    text = _text(SHAPES[shape]["vocab_size"], batch_size, tokens, device)
+    text = random_text(SHAPES[shape]["vocab_size"], batch_size, tokens, device)
     actions = {name: partial(model, text, use_cache=True, logits_to_keep=1) for name, model in built.items()}
-    first = {name: _time(action, device) for name, action in actions.items()}
+    first = {name: timed(action, device) for name, action in actions.items()}
     times = interleaved(actions, device, rounds=rounds)
     for name, seconds in times.items():
         row = {
             **{**case, "model": name, **milliseconds(seconds)},
             "tokens_per_second": f"{batch_size * tokens / median(seconds):.1f}",
-            "speed": _against(times, seconds),
+            "speed": times_as_fast(times, seconds),
             "share_of_ceiling": f"{operations / median(seconds) / ceiling:.3f}",
             "ceiling": f"{ceiling / 1e12:.0f} TFLOP/s",
             "first_call_seconds": f"{first[name]:.1f}",
@@ -188,61 +182,9 @@ def draw_inference(rows: Path, picture: Path) -> None:
     figure.savefig(picture, dpi=150)
 
 
-def _build(
-    shape: str, models: Sequence[str], length: int, device: torch.device
-) -> tuple[dict[str, PreTrainedModel], dict[str, str]]:
-    """The models, and the largest difference of a logit from the peer's in units of the logits' spread."""
-    dtype = inference_dtype(device)
-    sizes, difference = SHAPES[shape], dict.fromkeys(models, "")
-    built = {
-        name: random_model(
-            random_config(sizes, length=length, alibi="ALiBi" in name), dtype=dtype, device=device
-        ).eval()
-        for name in models
-        if name != PEER
-    }
-    if PEER in models:
-        # Not moved afterwards: that would round the frequencies of its rotation.
-        built[PEER] = (
-            to_llama(built["baichuan"]).eval()
-            if "baichuan" in models
-            else random_model(random_config(sizes, length=length, llama=True), dtype=dtype, device=device).eval()
-        )
-    if {PEER, "baichuan"} <= set(models):
-        text = _text(sizes["vocab_size"], 1, min(length, COMPARED), device)
-        with torch.no_grad():
-            expected = built[PEER](text).logits.float()
-            found = built["baichuan"](text).logits.float()
-        difference["baichuan"] = f"{((found - expected).abs().max() / expected.std()).item():.1e}"
-    return {name: built[name] for name in models}, difference
-
-
-def _text(vocab_size: int, batch_size: int, tokens: int, device: torch.device) -> Tensor:
-    torch.manual_seed(0)
-    return torch.randint(3, vocab_size, (batch_size, tokens), device=device)
-
-
 def _knowing(way: str, models: Sequence[str]) -> list[str]:
     """Those of the models that can go that way."""
     return [name for name in models if (name, way) != (PEER, "graph")]
-
-
-def _is_measured(rows: Path, case: dict[str, object], models: Sequence[str]) -> bool:
-    found = {row["model"] for row in read_rows(rows) if all(row[key] == str(value) for key, value in case.items())}
-    return set(models) <= found
-
-
-def _time(action: Callable[[], object], device: torch.device) -> float:
-    synchronize(device)
-    start = time.perf_counter()
-    action()
-    synchronize(device)
-    return time.perf_counter() - start
-
-
-def _against(times: dict[str, list[float]], seconds: list[float]) -> str:
-    """How many times as fast as the first."""
-    return f"{median(next(iter(times.values()))) / median(seconds):.3f}"
 
 
 def _prefill_flops(shape: str, tokens: int) -> int:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedModel
 
+from ..conversion.to_llama import to_llama
 from ..model.configuration_baichuan import BaichuanConfig
+from .choices import SHAPES
+
+
+PEER = "llama"
+MODELS = (PEER, "baichuan", "baichuan, ALiBi")
+COMPARED = 64  # tokens whose logits are held against the peer's
 
 
 def random_config(
@@ -29,3 +37,39 @@ def random_model(config: PreTrainedConfig, *, dtype: torch.dtype, device: torch.
 def inference_dtype(device: torch.device) -> torch.dtype:
     """What is fast there: bfloat16 on a GPU, float32 on a CPU."""
     return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
+def random_text(vocab_size: int, batch_size: int, tokens: int, device: torch.device) -> Tensor:
+    """Ids that are no special token's, the same in every call."""
+    torch.manual_seed(0)
+    return torch.randint(3, vocab_size, (batch_size, tokens), device=device)
+
+
+def compared_models(
+    shape: str, models: Sequence[str], length: int, device: torch.device
+) -> tuple[dict[str, PreTrainedModel], dict[str, str]]:
+    """The models of MODELS that are named, and the largest difference of a logit from the peer's in units of the
+    logits' spread. Baichuan and the peer have the same weights."""
+    dtype = inference_dtype(device)
+    sizes, difference = SHAPES[shape], dict.fromkeys(models, "")
+    built = {
+        name: random_model(
+            random_config(sizes, length=length, alibi="ALiBi" in name), dtype=dtype, device=device
+        ).eval()
+        for name in models
+        if name != PEER
+    }
+    if PEER in models:
+        # Not moved afterwards: that would round the frequencies of its rotation.
+        built[PEER] = (
+            to_llama(built["baichuan"]).eval()
+            if "baichuan" in models
+            else random_model(random_config(sizes, length=length, llama=True), dtype=dtype, device=device).eval()
+        )
+    if {PEER, "baichuan"} <= set(models):
+        text = random_text(sizes["vocab_size"], 1, min(length, COMPARED), device)
+        with torch.no_grad():
+            expected = built[PEER](text).logits.float()
+            found = built["baichuan"](text).logits.float()
+        difference["baichuan"] = f"{((found - expected).abs().max() / expected.std()).item():.1e}"
+    return {name: built[name] for name in models}, difference

@@ -36,6 +36,12 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def is_measured(path: Path, case: Mapping[str, object], models: Iterable[str]) -> bool:
+    """Whether a file holds a row of each of the models, in the column `model`, with the values of the case."""
+    found = {row["model"] for row in read_rows(path) if all(row[key] == str(value) for key, value in case.items())}
+    return set(models) <= found
+
+
 def rows_table(path: Path, columns: Mapping[str, str]) -> Table:
     """The rows of a file as a table to print: columns of the file, and what they are called."""
     table = Table(box=None)

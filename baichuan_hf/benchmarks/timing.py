@@ -15,6 +15,15 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def timed(action: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one call."""
+    synchronize(device)
+    start = time.perf_counter()
+    action()
+    synchronize(device)
+    return time.perf_counter() - start
+
+
 def interleaved(
     actions: Mapping[str, Callable[[], object]], device: torch.device, *, rounds: int, repeats: int = 1
 ) -> dict[str, list[float]]:
@@ -37,6 +46,11 @@ def interleaved(
             if turn:
                 seconds[name].append((time.perf_counter() - start) / repeats)
     return seconds
+
+
+def times_as_fast(times: Mapping[str, list[float]], seconds: list[float]) -> str:
+    """How many times as fast as the first of them."""
+    return f"{statistics.median(next(iter(times.values()))) / statistics.median(seconds):.3f}"
 
 
 def milliseconds(seconds: list[float]) -> dict[str, str]:
