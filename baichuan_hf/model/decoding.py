@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CompileConfig, PreTrainedModel, StaticCache
 from transformers.cache_utils import StaticLayer
 from transformers.masking_utils import create_masks_for_generate
@@ -86,16 +87,69 @@ def compiled_step(model: PreTrainedModel, compile_config: CompileConfig | None, 
     if not _is_on_one_gpu(model):
         return compiled(compile_config)
     if compile_config is None:
-        step, head = compiled(None), model.get_output_embeddings()
-
-        def without_norms(**inputs: Any) -> Any:
-            with head.holding_norms() if isinstance(head, NormHead) else nullcontext():
-                return step(**inputs)
-
-        return DecodingStep(without_norms)
+        return DecodingStep(PartwiseCompiled(model, default_compile_config(model), whole=compiled(None)))
     if compile_config.backend == "cudagraphs":
         return DecodingStep(model.__call__)
     return compiled(compile_config)
+
+
+class PartwiseCompiled:
+    """A model's forward pass whose layers and head are compiled, and not what is around them.
+
+    All layers of a kind are one compilation, so that it takes as long as one layer does. What calling them one by one
+    costs is gone once the step is a CUDA graph.
+
+    Args:
+        model: the language model.
+        compile_config: for the parts.
+        whole: for caches that are no plain `StaticCache`, and parts that others have put code into.
+    """
+
+    def __init__(self, model: PreTrainedModel, compile_config: CompileConfig, whole: Callable[..., Any]) -> None:
+        self.model = model
+        self.whole = whole
+        self.head: nn.Module = model.get_output_embeddings()
+        layers = model.base_model.get_submodule("layers")
+        run_layer, run_head = (torch.compile(run, **compile_config.to_dict()) for run in (_run_layer, _run_head))
+        self.forwards = {
+            self.head: partial(run_head, self.head),
+            **{layer: partial(_run_one, run_layer, layer, number) for number, layer in enumerate(layers)},
+        }
+
+    def __call__(self, **inputs: Any) -> Any:
+        if not _fits(inputs) or any("forward" in vars(part) for part in self.forwards):
+            return self.whole(**inputs)
+        try:
+            for part, forward in self.forwards.items():
+                part.forward = forward
+            # What is compiled cannot see whether the weight changes: it does not, in a step.
+            with self.head.holding_norms() if isinstance(self.head, NormHead) else nullcontext():
+                return self.model(**inputs)
+        finally:
+            for part in self.forwards:
+                vars(part).pop("forward", None)
+
+
+class _OneLayer:
+    """A cache that is one of its layers: with its number in it, every layer of the model would be compiled."""
+
+    def __init__(self, layer: StaticLayer) -> None:
+        self.layer = layer
+
+    def update(self, key: Tensor, value: Tensor, layer_idx: int) -> tuple[Tensor, Tensor]:
+        return self.layer.update(key, value)
+
+
+def _run_one(run: Callable[..., Tensor], layer: nn.Module, number: int, *args: Any, **kwargs: Any) -> Tensor:
+    return run(layer, kwargs.pop("past_key_values").layers[number], *args, **kwargs)
+
+
+def _run_layer(layer: nn.Module, cache: StaticLayer, *args: Any, **kwargs: Any) -> Tensor:
+    return type(layer).forward(layer, *args, past_key_values=_OneLayer(cache), **kwargs)
+
+
+def _run_head(head: nn.Module, hidden_states: Tensor) -> Tensor:
+    return type(head).forward(head, hidden_states)
 
 
 def default_compile_config(model: PreTrainedModel) -> CompileConfig | None:

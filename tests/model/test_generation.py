@@ -17,6 +17,7 @@ from transformers import (
 )
 
 import baichuan_hf
+from baichuan_hf.model.decoding import PartwiseCompiled
 from tests.helpers import golden_folder, tiny_config
 from tests.helpers.golden import TOLERANCE, load_golden
 
@@ -204,6 +205,46 @@ def test_steps_as_cuda_graphs(kind, compile_config):
         for step, expected in zip(steps, plain, strict=True):
             step, expected = (x[-1] if isinstance(x, tuple) else x for x in (step, expected))
             torch.testing.assert_close(step, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_one_compilation_serves_all_layers(kind):
+    """Whatever the number of rows and the size of the cache; a layer that somebody has put code into is left alone."""
+    model = copy.deepcopy(load_model(kind))
+    graphs = []
+
+    def keep(graph, _):
+        graphs.append(graph)
+        return graph
+
+    settings = CompileConfig(backend=keep, dynamic=True, mode=None, fullgraph=True)
+    step = PartwiseCompiled(model, settings, whole=functools.partial(pytest.fail, "not compiled by parts"))
+    torch._dynamo.reset()
+
+    def write(forward, rows, room):
+        ids, cache = prompt().repeat(rows, 1), StaticCache(config=model.config, max_cache_len=room)
+        logits = [model(ids, past_key_values=cache).logits[:, -1:]]
+        for position in range(ids.shape[1], ids.shape[1] + 3):
+            positions = torch.full((rows, 1), position)
+            token = {"input_ids": logits[-1].argmax(-1), "position_ids": positions}
+            mask = torch.ones(rows, position + 1, dtype=torch.long)
+            masks = model.create_masks_for_generate(
+                config=model.config,
+                inputs_embeds=torch.empty(rows, 1, 0),
+                attention_mask=mask,
+                past_key_values=cache,
+            )
+            logits.append(forward(**token, attention_mask=masks, past_key_values=cache).logits)
+        return torch.cat(logits, dim=1)
+
+    for rows, room in ((3, 21), (5, 21), (5, 27)):
+        torch.testing.assert_close(write(step, rows, room), write(model, rows, room), atol=1e-4, rtol=1e-4)
+    assert len(graphs) == 2  # a layer, the head
+    assert not any("forward" in vars(layer) for layer in model.model.layers)
+
+    step.whole = model
+    model.model.layers[0].forward = lambda hidden_states, *args, **kwargs: hidden_states
+    torch.testing.assert_close(write(step, 3, 21), write(model, 3, 21))
+    assert len(graphs) == 2
 
 
 @pytest.mark.gpu
