@@ -29,8 +29,8 @@ from .timing import interleaved
 
 
 UNQUANTISED = "none"
-# Tokens of the text that is read, and of the one that is written behind its first ones.
-READ, PROMPT, WRITTEN = 512, 16, 32
+# Tokens of the text that is read, and of the one that others are written behind.
+READ, PROMPT = 512, 16
 # Inputs that share a scale, in methods that have groups: divides the widths of the tiny checkpoints as of others.
 GROUP_SIZE = 32
 
@@ -55,6 +55,7 @@ def measure_quantization(
     texts: Sequence[str] = (),
     eval_file: Path | None = None,
     static: bool = False,
+    new_tokens: int = 32,
     rounds: int = 5,
     device: torch.device,
     command: str = "",
@@ -71,6 +72,7 @@ def measure_quantization(
         texts: for `gptq`.
         eval_file: plain text that bits per byte are of; None: the half pages that every copy of the package has.
         static: generate with a static cache, which transformers compiles on a GPU.
+        new_tokens: to generate; with a static cache a few tokens say little, as every call records its step anew.
         rounds: turns, of which the median counts.
         device: where to run.
         command: written into every row.
@@ -94,7 +96,7 @@ def measure_quantization(
     actions = {}
     for name, candidate in zip(names, candidates, strict=True):
         actions[f"{name} reads"] = _reading(candidate.model)
-        actions[f"{name} writes"] = _writing(candidate.model, static)
+        actions[f"{name} writes"] = _writing(candidate.model, static, new_tokens)
     seconds = {name: median(values) for name, values in interleaved(actions, device, rounds=rounds).items()}
     origin = {**machine(device), "command": command}
     for name, candidate in zip(names, candidates, strict=True):
@@ -108,7 +110,7 @@ def measure_quantization(
             "megabytes": f"{candidate.bytes / 1e6:.1f}" if candidate.bytes else "",
             "bits_per_byte": _quality(candidate.model, model, eval_file),
             "reads_per_second": f"{READ / reads:.0f}",
-            "writes_per_second": f"{WRITTEN / writes:.1f}",
+            "writes_per_second": f"{new_tokens / writes:.1f}",
             "times_reading": f"{seconds[f'{UNQUANTISED} reads'] / reads:.2f}",
             "times_writing": f"{seconds[f'{UNQUANTISED} writes'] / writes:.2f}",
             "static_cache": int(static),
@@ -180,10 +182,10 @@ def _reading(model: PreTrainedModel) -> Callable[[], object]:
     return read
 
 
-def _writing(model: PreTrainedModel, static: bool) -> Callable[[], object]:
+def _writing(model: PreTrainedModel, static: bool, new_tokens: int) -> Callable[[], object]:
     ids = _ids(model, PROMPT)
     cache = {"cache_implementation": "static"} if static else {}
-    settings: dict[str, Any] = {"do_sample": False, "min_new_tokens": WRITTEN, "max_new_tokens": WRITTEN} | cache
+    settings: dict[str, Any] = {"do_sample": False, "min_new_tokens": new_tokens, "max_new_tokens": new_tokens} | cache
     return lambda: model.generate(ids, attention_mask=torch.ones_like(ids), **settings)
 
 

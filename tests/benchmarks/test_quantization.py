@@ -46,7 +46,8 @@ def test_a_folder_before_and_after(tmp_path):
 
 def test_a_shape_has_no_quality(tmp_path):
     pytest.importorskip("torchao", reason="needs torchao: pip install 'baichuan-hf[torchao]'")
-    measure_quantization(tmp_path / "rows.csv", shape="tiny", methods=["int8"], rounds=1, device=CPU, report=len)
+    options = {"new_tokens": 3, "rounds": 1, "device": CPU, "report": len}
+    measure_quantization(tmp_path / "rows.csv", shape="tiny", methods=["int8"], **options)
     rows = read(tmp_path / "rows.csv")
     assert [row["method"] for row in rows] == ["none", "int8"]
     assert {row["bits_per_byte"] for row in rows} == {""}

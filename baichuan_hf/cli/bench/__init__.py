@@ -5,7 +5,7 @@ import typer
 from .components import architectures, scaling
 from .cpu import cpu, tokenizer
 from .loading import load, memory
-from .speed import attention, decode, prefill
+from .speed import attention, decode, prefill, start
 from .training import loss, parallel, train
 from .versions import quantization, ratio
 
@@ -30,6 +30,7 @@ for command in (
     decode,
     prefill,
     attention,
+    start,
     load,
     memory,
     cpu,

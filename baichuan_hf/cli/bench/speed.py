@@ -111,6 +111,37 @@ def attention(
     Console(highlight=False).print(attention_table(rows))
 
 
+def start(
+    rows: Rows = Path("outputs/bench/start.csv"),
+    shape: Shape = "7b",
+    models: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model", help="llama, baichuan or 'baichuan, ALiBi'; may be given often. By default the first two."
+        ),
+    ] = None,
+    way: Annotated[
+        list[str] | None, typer.Option(help="dynamic, graph or compiled; may be given often. By default all.")
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Seconds until the first tokens of a process, with what torch.compile left on the disk and without.
+
+    Example: [bold]baichuan-hf bench start --shape tiny --way dynamic[/]
+    """
+    from ...benchmarks import first_token as case
+
+    case.measure_start(
+        rows,
+        shape=shape,
+        models=models or case.MODELS[:2],
+        ways=way or tuple(case.WAYS),
+        device=pick_device(device),
+        command=command_line(),
+    )
+    Console(highlight=False).print(case.start_table(rows))
+
+
 def _show(rows: Path, picture: Path | None) -> None:
     from ...benchmarks.inference import draw_inference, inference_table
 

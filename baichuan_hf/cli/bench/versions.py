@@ -19,6 +19,7 @@ def quantization(
     text_file: Annotated[str | None, typer.Option(help="Texts that gptq fits the weights to.")] = None,
     eval_file: Annotated[Path | None, typer.Option(help="Plain text to measure on.")] = None,
     static: Annotated[bool, typer.Option("--static", help="Write with a static cache; on a GPU compiled.")] = False,
+    new_tokens: Annotated[int, typer.Option(min=1, help="To write.")] = 32,
     rounds: Annotated[int, typer.Option(min=1, help="Turns, of which the median counts.")] = 5,
     device: Device = "auto",
 ) -> None:
@@ -39,6 +40,7 @@ def quantization(
         texts=read_texts(text_file, "text", 128) if text_file else (),
         eval_file=eval_file,
         static=static,
+        new_tokens=new_tokens,
         rounds=rounds,
         device=pick_device(device),
         command=command_line(),
