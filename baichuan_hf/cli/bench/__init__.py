@@ -4,6 +4,7 @@ import typer
 
 from .components import architectures, scaling
 from .cpu import cpu, tokenizer
+from .generation import assisted, batching
 from .loading import load, memory
 from .speed import attention, decode, prefill, start
 from .training import loss, parallel, train
@@ -29,6 +30,8 @@ for command in (
     train,
     decode,
     prefill,
+    assisted,
+    batching,
     attention,
     start,
     load,
