@@ -17,7 +17,7 @@ from .ceilings import copy_ceiling, matrix_ceiling
 from .choices import SHAPES, check_choices
 from .random_models import MODELS, PEER, compared_models, random_config, random_text
 from .rows import append_rows, import_pyplot, is_measured, machine, read_rows, rows_table
-from .timing import interleaved, milliseconds, timed, times_as_fast
+from .timing import append_profile, interleaved, milliseconds, timed, times_as_fast
 
 
 # Of `generate`: a cache that grows, one of a fixed size whose step is compiled or recorded as it is.
@@ -39,6 +39,7 @@ def measure_decoding(
     new_tokens: int = 256,
     rounds: int = 5,
     device: torch.device,
+    profile: Path | None = None,
     command: str = "",
     report: Callable[[str], None] = print,
 ) -> None:
@@ -55,6 +56,7 @@ def measure_decoding(
         new_tokens: to write after it.
         rounds: calls of each that count.
         device: where to run.
+        profile: text file that tables of what the time went into are appended to.
         command: written into every row.
         report: called with a line for each row.
 
@@ -96,6 +98,8 @@ def measure_decoding(
             }
             append_rows(rows, [{**row, **machine(device), "command": command}])
             report(f"{name}, {way}: {row['tokens_per_second']} tokens/s, first call {row['first_call_seconds']} s")
+            if profile is not None:
+                append_profile(profile, f"{name}, {way}", actions[name], device)
 
 
 @torch.no_grad()
@@ -108,6 +112,7 @@ def measure_prefill(
     batch_size: int = 1,
     rounds: int = 9,
     device: torch.device,
+    profile: Path | None = None,
     command: str = "",
     report: Callable[[str], None] = print,
 ) -> None:
@@ -121,6 +126,7 @@ def measure_prefill(
         batch_size: texts at once.
         rounds: calls of each that count.
         device: where to run.
+        profile: text file that tables of what the time went into are appended to.
         command: written into every row.
         report: called with a line for each row.
 
@@ -151,6 +157,8 @@ def measure_prefill(
         }
         append_rows(rows, [{**row, **machine(device), "command": command}])
         report(f"{name}, {tokens} tokens: {row['ms']} ms")
+        if profile is not None:
+            append_profile(profile, f"{name}, {tokens} tokens", actions[name], device)
 
 
 def inference_table(rows: Path) -> Table:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 
 def synchronize(device: torch.device) -> None:
@@ -46,6 +48,20 @@ def interleaved(
             if turn:
                 seconds[name].append((time.perf_counter() - start) / repeats)
     return seconds
+
+
+def append_profile(file: Path, title: str, action: Callable[[], object], device: torch.device) -> None:
+    """Append to a text file what the time of a call went into: kernels on a GPU, else operations."""
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
+    with profile(activities=activities) as found:
+        action()
+        synchronize(device)
+    table = found.key_averages().table(
+        sort_by=f"self_{device.type}_time_total", row_limit=15, max_name_column_width=70
+    )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with open(file, "a", encoding="utf-8") as text:
+        text.write(f"{title}\n{table}\n")
 
 
 def times_as_fast(times: Mapping[str, list[float]], seconds: list[float]) -> str:

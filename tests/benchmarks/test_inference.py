@@ -14,7 +14,9 @@ def test_every_model_writes_and_reads(tmp_path):
     path, lines = tmp_path / "inference.csv", []
     options = {"shape": "tiny", "rounds": 1, "device": CPU, "command": "bench", "report": lines.append}
     inference.measure_decoding(path, ways=["dynamic", "graph"], prompt_tokens=5, new_tokens=3, batch_size=2, **options)
-    inference.measure_prefill(path, tokens=33, models=["baichuan", "baichuan, ALiBi"], **options)
+    profile = tmp_path / "profile.txt"
+    inference.measure_prefill(path, tokens=33, models=["baichuan", "baichuan, ALiBi"], profile=profile, **options)
+    assert profile.read_text().count("aten::addmm") + profile.read_text().count("aten::mm") >= 2
     found = {(row["case"], row["way"], row["model"]): row for row in read_rows(path)}
     assert list(found) == [
         ("decode", "dynamic", "llama"),

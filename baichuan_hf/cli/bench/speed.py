@@ -18,6 +18,7 @@ Models = Annotated[
     ),
 ]
 BatchSize = Annotated[int, typer.Option(min=1, help="Texts at once.")]
+Profile = Annotated[Path | None, typer.Option(help="Append to this text file what the time of each went into.")]
 Rounds = Annotated[int, typer.Option(min=1, help="Calls of each, of which the median counts.")]
 
 
@@ -33,6 +34,7 @@ def decode(
     prompt_tokens: Annotated[int, typer.Option(min=1, help="Of each text.")] = 128,
     new_tokens: Annotated[int, typer.Option(min=1, help="To write after it.")] = 256,
     rounds: Rounds = 5,
+    profile: Profile = None,
     device: Device = "auto",
 ) -> None:
     """Tokens that `generate` writes a second, in turns with a Llama of the same weights.
@@ -51,6 +53,7 @@ def decode(
         new_tokens=new_tokens,
         rounds=rounds,
         device=pick_device(device),
+        profile=profile,
         command=command_line(),
     )
     _show(rows, picture)
@@ -64,6 +67,7 @@ def prefill(
     tokens: Annotated[int, typer.Option(min=2, help="Of each text.")] = 4096,
     batch_size: BatchSize = 1,
     rounds: Rounds = 9,
+    profile: Profile = None,
     device: Device = "auto",
 ) -> None:
     """Milliseconds to read a text, in turns with a Llama of the same weights.
@@ -80,6 +84,7 @@ def prefill(
         batch_size=batch_size,
         rounds=rounds,
         device=pick_device(device),
+        profile=profile,
         command=command_line(),
     )
     _show(rows, picture)
