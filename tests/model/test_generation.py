@@ -6,6 +6,7 @@ import functools
 import pytest
 import torch
 from transformers import (
+    AutoModelForCausalLM,
     AutoTokenizer,
     CompileConfig,
     ContinuousBatchingConfig,
@@ -139,6 +140,30 @@ def test_assisted_decoding_is_greedy(model, kind):
 def test_prompt_lookup_is_greedy(model):
     ids = torch.tensor([[30, 31, 32, 33, 30, 31, 32, 33, 30, 31]])
     assert torch.equal(greedy(model, ids, prompt_lookup_num_tokens=3), greedy(model, ids))
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1.1])
+@pytest.mark.parametrize(("name", "other"), [("tiny", "tiny-alibi"), ("tiny-alibi", "tiny")])
+def test_drafts_are_taken_as_far_as_they_are_right(name, other, penalty):
+    """Trained models, RoPE with NormHead and ALiBi: of what is drafted, some is taken and some leaves the cache."""
+    folders = {key: baichuan_hf.bundled_checkpoint(key) for key in (name, other)}
+    models = {key: AutoModelForCausalLM.from_pretrained(folders[key], dtype=torch.float32) for key in folders}
+    passes = []
+    models[name].register_forward_hook(lambda *_: passes.append(1))
+    tokenizer = AutoTokenizer.from_pretrained(folders[name])
+    ids = tokenizer("春天的花开了，春天的风来了。夏天的花开了，夏天的风来了。", return_tensors="pt").input_ids
+
+    def write(**kwargs):
+        passes.clear()
+        tokens = greedy(models[name], ids, max_new_tokens=40, repetition_penalty=penalty, **kwargs)
+        return tokens.tolist(), len(passes)
+
+    plain, most = write()
+    assert most == 40
+    for drafting, drafted in (({"prompt_lookup_num_tokens": 5}, 5), ({"assistant_model": models[other]}, 20)):
+        tokens, fewer = write(**drafting)
+        assert tokens == plain
+        assert 40 / (drafted + 1) + 1 < fewer < most
 
 
 def test_repetition_penalty(model):
