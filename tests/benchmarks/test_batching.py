@@ -20,17 +20,24 @@ def test_requests_are_mixed_and_the_same_in_every_run():
     assert all(3 <= token < 512 for request in sent for token in request.prompt)
 
 
+@pytest.mark.parametrize(
+    ("device", "cuda_graph"),
+    [
+        ("cpu", False),
+        pytest.param("cuda", False, marks=pytest.mark.gpu),
+        pytest.param("cuda", True, marks=pytest.mark.gpu),
+    ],
+)
 @pytest.mark.parametrize("name", ["baichuan", "baichuan, ALiBi"])
-def test_answers_are_those_of_generate(name):
-    models, _ = compared_models("tiny", [name], 64, CPU)
+def test_answers_are_those_of_generate(name, device, cuda_graph):
+    models, _ = compared_models("tiny", [name], 64, torch.device(device))
+    model = models[name].float()  # or rounding would decide near ties
     sent = batching.mixed_requests(512, 6, 40, 9)
-    _, answers = batching.serve(models[name], sent, batching.batching_config(sent))
+    _, answers = batching.serve(model, sent, batching.batching_config(sent, cuda_graph=cuda_graph))
     for request, answer in zip(sent, answers, strict=True):
-        ids = torch.tensor([request.prompt])
-        alone = models[name].generate(
-            ids, max_new_tokens=request.new_tokens, min_new_tokens=request.new_tokens, do_sample=False
-        )
-        assert answer == alone[0, len(request.prompt) :].tolist()
+        ids = torch.tensor([request.prompt], device=device)
+        length = {"max_new_tokens": request.new_tokens, "min_new_tokens": request.new_tokens}
+        assert answer == model.generate(ids, do_sample=False, **length)[0, ids.shape[1] :].tolist()
 
 
 def test_continuous_batching_of_models_of_the_same_weights(tmp_path):
