@@ -17,6 +17,7 @@ from transformers.distributed import DistributedConfig
 
 import baichuan_hf  # noqa: F401, registers the model
 
+from ..training.launch import leave_group
 from .timing import synchronize
 
 
@@ -70,9 +71,7 @@ def main() -> None:
             "peak_gib": torch.cuda.max_memory_allocated() / 2**30 if on_gpu else None,
         }
         Path(settings["result"]).write_text(json.dumps(result), encoding="utf-8")
-    # A last all-gather that gloo's thread still lets go of would wait for Python's lock, which the group's end holds.
-    trainer.accelerator.wait_for_everyone()
-    trainer.accelerator.end_training()
+    leave_group()
 
 
 if __name__ == "__main__":

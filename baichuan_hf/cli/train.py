@@ -88,10 +88,9 @@ def train(
     Many GPUs: [bold]accelerate launch --config_file "$(baichuan-hf train --launch-config fsdp2)" --num_processes 8
     -m baichuan_hf.cli.main train ...[/], or ddp, deepspeed_zero2, deepspeed_zero3.
     """
-    from accelerate import PartialState
-
     from ..training import TASKS, parse_arguments
     from ..training import train as run
+    from ..training.launch import leave_group
     from .main import fail
 
     try:
@@ -103,10 +102,7 @@ def train(
     metrics = run(arguments, training_arguments)
     if training_arguments.process_index == 0:
         _show_results(metrics, str(training_arguments.output_dir))
-    # A last all-gather that gloo's thread still lets go of would wait for Python's lock, which the group's end holds.
-    state = PartialState()
-    state.wait_for_everyone()
-    state.destroy_process_group()
+    leave_group()
 
 
 def _be_quiet() -> None:
