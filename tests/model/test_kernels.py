@@ -128,6 +128,18 @@ def test_model_with_all_kernels(monkeypatch):
         torch.testing.assert_close(fast, plain, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("rows", [7, 256, 1000])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_lengths_of_the_head_with_and_without_gradients(rows, dtype):
+    """The former are taken of the whole weight, the latter on a CPU of a few rows at a time."""
+    torch.manual_seed(rows)
+    head = NormHead(96, rows, bias=False).to(dtype)
+    expected = 1 / head.weight.double().norm(dim=-1)
+    with torch.no_grad():
+        torch.testing.assert_close(head.inverse_norms().double(), expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(head.inverse_norms().double(), expected, rtol=1e-6, atol=0)
+
+
 class TestNormsOfTheHead:
     """1 / |w| is kept between calls, and dropped when the weight changes."""
 
