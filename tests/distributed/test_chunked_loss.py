@@ -110,7 +110,6 @@ def worker(folder: Path) -> None:
             results[name]["gradients"] = {key: value.full_tensor() for key, value in found.items()}
     if torch.distributed.get_rank() == 0:
         torch.save(results, folder / "results.pt")
-    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -49,7 +49,6 @@ def worker(root: Path) -> None:
     for family in FAMILIES:
         folder = root / family
         step(folder / "start", folder / "two", own_rows, distributed_config=DistributedConfig(fsdp_size=2))
-    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

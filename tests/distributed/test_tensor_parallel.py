@@ -75,7 +75,6 @@ def worker(folder: Path) -> None:
         model.save_pretrained(two)
         if torch.distributed.get_rank() == 0:
             save_file({name: value.contiguous() for name, value in found.items()}, two / "results.safetensors")
-    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
