@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from rich.table import Table
@@ -21,8 +21,8 @@ from .timing import milliseconds, times_as_fast
 TWINS = (PEER, "baichuan")  # models of the same weights
 # The first needs no further package and runs on a CPU, too; flash attention knows no ALiBi.
 ATTENTIONS = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
-# Tokens of the cache that are given out together, and of one forward pass.
-PAGE, TOKENS_PER_PASS = 32, 512
+# Tokens of one forward pass, and of the cache that are given out together: transformers' own, which kernels want.
+TOKENS_PER_PASS, PAGE = 512, 256
 # The shortest prompt is a 32nd of the longest, and what is written behind it an eighth of the most.
 PROMPT_SPREAD, WRITTEN_SPREAD = 32, 8
 
@@ -110,8 +110,9 @@ def measure_batching(
 def batching_table(rows: Path) -> Table:
     """The rows of a file, as a table to print."""
     columns = {
-        **{name: name for name in ("shape", "model", "attention", "cuda_graph", "requests", "ms")},
-        **{"tokens_per_second": "tokens/s", "speed": "times as fast", "equal_requests": "equal"},
+        **{name: name for name in ("shape", "model", "attention", "requests", "ms")},
+        **{"cuda_graph": "graph", "tokens_per_second": "tokens/s", "speed": "times as fast"},
+        "equal_requests": "equal",
     }
     return rows_table(rows, columns)
 
@@ -130,13 +131,15 @@ def mixed_requests(vocab_size: int, count: int, prompt_tokens: int, new_tokens: 
 
 def batching_config(requests: Sequence[Request], *, cuda_graph: bool = False) -> ContinuousBatchingConfig:
     """A cache with room for all of them: by default it takes most of the memory there is."""
-    known = ContinuousBatchingConfig.__dataclass_fields__
     pages = sum(-(-(len(request.prompt) + request.new_tokens) // PAGE) for request in requests)
-    settings: dict[str, Any] = {"num_blocks": pages, "max_batch_tokens": TOKENS_PER_PASS, "safety_margin": 0.0}
-    settings |= {"page_size" if "page_size" in known else "block_size": PAGE}  # the latter before 5.23
-    if "auto_switch_to_flash" in known:
-        settings["auto_switch_to_flash"] = False
-    return ContinuousBatchingConfig(**settings, use_cuda_graph=cuda_graph or None)
+    known = ContinuousBatchingConfig.__dataclass_fields__
+    return ContinuousBatchingConfig(
+        num_blocks=pages,
+        max_batch_tokens=TOKENS_PER_PASS,
+        safety_margin=0.0,
+        use_cuda_graph=cuda_graph or None,
+        **({"auto_switch_to_flash": False} if "auto_switch_to_flash" in known else {}),
+    )
 
 
 def serve(
@@ -174,7 +177,7 @@ def _equal(one: list[list[int]], other: list[list[int]]) -> str:
 
 
 def _paged(attention: str) -> str:
-    """The name that is left as it is. Before 5.23 continuous batching puts flash attention, where it is installed, in
-    the place of what has no `paged|` before its name; in 5.23 a setting forbids it."""
+    """The name that is left as it is. In 5.16 and 5.17 continuous batching puts flash attention, where it is installed,
+    in the place of what has no `paged|` before its name; in 5.23 a setting forbids it."""
     name = f"paged|{attention}"
     return name if name in AttentionInterface().valid_keys() else attention
