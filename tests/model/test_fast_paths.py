@@ -1,4 +1,4 @@
-"""All that is fast on a GPU against plain operations: closeness in bfloat16, and texts of 32k tokens."""
+"""All that is fast on a GPU: the original code's numbers, closeness in bfloat16, and texts of 32k tokens."""
 
 from contextlib import contextmanager
 
@@ -9,6 +9,7 @@ from transformers import CompileConfig
 from baichuan_hf import BaichuanForCausalLM
 from baichuan_hf.model import attention, feed_forward, normalization, positions
 from tests.helpers import tiny_config
+from tests.helpers.golden import GOLDEN_FAMILIES, TOLERANCE, load_golden, logits_difference
 
 
 pytestmark = pytest.mark.gpu
@@ -82,3 +83,22 @@ def test_what_is_written_behind_32k_tokens(positions_kind, way):
     with no_kernels():
         slow = model.generate(text, **options)
     assert fast.tolist() == slow.tolist()
+
+
+@pytest.mark.parametrize("family", GOLDEN_FAMILIES)
+def test_numbers_of_the_original_code(family):
+    golden = load_golden(family)
+    stored = golden.tensors
+    model = golden.load().to("cuda")
+    with torch.no_grad():
+        logits = model(stored["input_ids"].to("cuda")).logits.cpu()
+        rounded = golden.load(dtype=torch.bfloat16).to("cuda")(stored["bf16.input_ids"].to("cuda")).logits.cpu()
+    assert logits_difference(logits, stored["logits"]) < TOLERANCE
+    difference = (rounded[..., : stored["bf16.logits"].shape[-1]].float() - stored["bf16.logits"].float()).abs().mean()
+    assert difference < 1.5 * golden.facts["bf16.mean_abs_diff_to_fp32"]
+    ids, mask = (stored[f"generate_left_pad.{name}"].to("cuda") for name in ("input_ids", "attention_mask"))
+    expected = stored["generate_left_pad.tokens"]
+    for way in WAYS.values():
+        options = {"max_new_tokens": expected.shape[1], "do_sample": False, "repetition_penalty": 1.0, **way}
+        tokens = model.generate(ids, attention_mask=mask, **options)
+        assert torch.equal(tokens[:, ids.shape[1] :].cpu(), expected)
