@@ -177,7 +177,7 @@ def _equal(one: list[list[int]], other: list[list[int]]) -> str:
 
 
 def _paged(attention: str) -> str:
-    """The name that is left as it is. In 5.16 and 5.17 continuous batching puts flash attention, where it is installed,
-    in the place of what has no `paged|` before its name; in 5.23 a setting forbids it."""
+    """The name that is left as it is. transformers 5.16 and 5.17 put flash attention, where it is installed, in the
+    place of what has no `paged|` before its name; in 5.23 a setting forbids it."""
     name = f"paged|{attention}"
     return name if name in AttentionInterface().valid_keys() else attention
