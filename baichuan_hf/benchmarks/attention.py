@@ -95,8 +95,8 @@ def _forms(states: list[Tensor]) -> dict[str, Attend]:
     slopes = alibi_slopes(heads).to(query.device)
     causal = partial(F.scaled_dot_product_attention, is_causal=True, scale=scaling)
     forms: dict[str, Attend] = {FLOOR: causal}
+    columns = torch.arange(length, device=query.device)
     if heads * length**2 <= MAX_BIAS:
-        columns = torch.arange(length, device=query.device)
         distance = (columns[:, None] - columns[None]).to(query.dtype)
 
         def masked(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -107,10 +107,8 @@ def _forms(states: list[Tensor]) -> dict[str, Attend]:
         forms["bias in a mask"] = masked
 
     def extended(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        dims = alibi_head_dims(slopes / scaling, length, query.dtype)
-        query = torch.cat([query, dims.query.expand(*query.shape[:3], -1)], dim=-1)
-        key = torch.cat([key, dims.key.expand(*key.shape[:3], -1)], dim=-1)
-        return causal(query, key, value)
+        dims = alibi_head_dims(slopes, query.shape[-1], columns, columns, query.dtype)
+        return causal(*dims.extend(query, key, value), scale=dims.scaling)[..., : value.shape[-1]]
 
     forms["head dimensions"] = extended
     if suits_cudnn(query.detach(), key.detach(), value.detach()):

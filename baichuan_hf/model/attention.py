@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import Cache, EncoderDecoderCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -46,7 +45,8 @@ class HeadedAttention(nn.Module):
             self.config._attn_implementation, eager_attention_forward
         )
         dropout = self.config.attention_dropout if self.training else 0.0
-        return attend(self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs)
+        kwargs.setdefault("scaling", self.scaling)
+        return attend(self, query, key, value, attention_mask, dropout=dropout, **kwargs)
 
 
 class BaichuanAttention(HeadedAttention):
@@ -138,9 +138,10 @@ class BaichuanAttention(HeadedAttention):
             drops = self.training and self.config.attention_dropout > 0
             if is_plain_alibi and whole and not drops and suits_cudnn(query, key, value):
                 return AlibiAttention.apply(query, key, value, self.scaling).transpose(1, 2), None
-            extra_query = self._local_heads(head_dims.query, query.shape[1])
-            query = torch.cat([query, extra_query.expand(*query.shape[:3], -1)], dim=-1)
-            key = torch.cat([key, head_dims.key.expand(*key.shape[:3], -1)], dim=-1)
+            head_dims = head_dims._replace(query=self._local_heads(head_dims.query, query.shape[1]))
+            query, key, value = head_dims.extend(query, key, value)
+            output, weights = self.run_backend(query, key, value, attention_mask, scaling=head_dims.scaling, **kwargs)
+            return output[..., : self.head_dim], weights
         return self.run_backend(query, key, value, attention_mask, **kwargs)
 
     def _project(self, hidden_states: Tensor) -> tuple[Tensor, ...]:

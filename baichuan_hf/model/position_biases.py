@@ -19,10 +19,20 @@ from .position_protocol import Positions
 
 
 class HeadDims(NamedTuple):
-    """Dimensions to append to every query and key, so that their product adds a bias to the scores."""
+    """Dimensions to put before those of every query and key, so that their product adds a bias to the scores."""
 
-    query: Tensor  # (1, H, 1, extra)
+    query: Tensor  # (1, H, T, extra)
     key: Tensor  # (1, 1, S, extra)
+    scaling: float  # of the scores, for SDPA to apply
+
+    def extend(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, H, T, D), twice (B, key/value heads, S, D) -> the three for SDPA, of whose result D dimensions count."""
+        if self.scaling == 1:
+            query = query * query.shape[-1] ** -0.5
+        query = torch.cat([self.query.expand(*query.shape[:3], -1), query], dim=-1)
+        key = torch.cat([self.key.expand(*key.shape[:3], -1), key], dim=-1)
+        # A CPU's kernel without a buffer of queries by keys wants values as wide as keys.
+        return query, key, F.pad(value, (0, self.key.shape[-1])) if value.is_cpu else value
 
 
 @dataclass(frozen=True)
@@ -101,9 +111,9 @@ class AlibiBias(ScoreBias):
     sides are seen, alike on both.
 
     The bias takes one of three forms: folded into the attention mask, which holds heads x queries x keys numbers; for
-    long causal inputs to SDPA on an accelerator, where that would be large, extra dimensions of queries and keys,
-    whose product is the bias up to a constant per query, which softmax cancels (FlashBias, Wu et al. 2025), or where
-    cuDNN can, its kernel with the bias built in; for FlexAttention, a function of indices.
+    long causal inputs to SDPA, where that would be large, extra dimensions of queries and keys, whose product is the
+    bias up to a constant per query, which softmax cancels (FlashBias, Wu et al. 2025), or where cuDNN can, its kernel
+    with the bias built in; for FlexAttention, a function of indices.
 
     `alibi_scaling` flattens the slopes for sequences beyond the trained length: `linear` divides all by `factor`;
     `ntk` leaves the steepest slope (near tokens) and divides the flattest (far tokens) by `factor`, geometrically in
@@ -112,8 +122,9 @@ class AlibiBias(ScoreBias):
 
     title = "ALiBi"
     slopes: Tensor
-    # With fewer queries at once the mask is small, and copying the cached keys to append to them costs more.
+    # With fewer queries at once the mask is small, and copying the cached keys to extend them costs more.
     MIN_QUERIES_FOR_HEAD_DIMS = 64
+    MIN_QUERIES_ON_CPU = 1024
 
     def __init__(self, config: BaichuanConfig) -> None:
         super().__init__(config)
@@ -132,24 +143,27 @@ class AlibiBias(ScoreBias):
     def bias(self, mask: Any, *, hidden_states: Tensor, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         if not self._uses_head_dims(hidden_states, kwargs):
             return super().bias(mask, hidden_states=hidden_states, **kwargs)
-        _, k_positions = self._columns(mask, hidden_states, kwargs["past_key_values"], kwargs["layer_idx"], kwargs)
-        slopes = self._scaled_slopes(k_positions)
+        columns = self._columns(mask, hidden_states, kwargs["past_key_values"], kwargs["layer_idx"], kwargs)
+        slopes = self._scaled_slopes(columns[1])
         # The parts of a slope must be exact in what attention computes in, which autocast chooses.
         device = hidden_states.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_states.dtype
-        head_dims = alibi_head_dims(slopes * self.config.head_dim**0.5, len(k_positions), dtype)
+        head_dims = alibi_head_dims(slopes, self.config.head_dim, *columns, dtype)
         return mask, {"head_dims": head_dims, "is_plain_alibi": self.config.alibi_scaling is None}
 
     def _flex_bias(self, q_positions: Tensor, k_positions: Tensor) -> ComputedBias:
         return ComputedBias(self._scaled_slopes(k_positions)[None], q_positions, k_positions)
 
     def _uses_head_dims(self, hidden_states: Tensor, kwargs: dict[str, Any]) -> bool:
-        long = hidden_states.shape[1] >= self.MIN_QUERIES_FOR_HEAD_DIMS
-        on_accelerator = hidden_states.device.type != "cpu"
+        on_cpu = hidden_states.device.type == "cpu"
+        # A graph for texts of any length has one form; and with dropout a CPU has queries by keys anyway.
+        if torch.compiler.is_exporting() or (on_cpu and self.training and self.config.attention_dropout > 0):
+            return False
+        long = hidden_states.shape[1] >= (self.MIN_QUERIES_ON_CPU if on_cpu else self.MIN_QUERIES_FOR_HEAD_DIMS)
         # The paged cache of continuous batching adds its keys inside the attention function, after these dimensions.
         paged = kwargs.get("cache") is not None
         linear = self.config.is_causal and self.config._attn_implementation == "sdpa"
-        return linear and long and on_accelerator and not paged
+        return linear and long and not paged
 
     def _scaled_slopes(self, k_positions: Tensor) -> Tensor:
         scaling = self.config.alibi_scaling
@@ -212,28 +226,42 @@ def alibi_slopes(num_heads: int) -> Tensor:
     return torch.tensor(slopes, dtype=torch.float32)
 
 
-def alibi_head_dims(slopes: Tensor, kv_length: int, dtype: torch.dtype) -> HeadDims:
-    """Head dimensions whose product is slope * key position, exact in low precision too.
+def alibi_head_dims(
+    slopes: Tensor, head_dim: int, q_positions: Tensor, k_positions: Tensor, dtype: torch.dtype
+) -> HeadDims:
+    """Eight head dimensions whose product is -slope * distance up to a constant per query, exact in any precision.
 
-    Positions, counted back from the last key, are split into two digits of base 256 and slopes into three parts, each
-    of which `dtype` represents exactly; attention sums the products in float32. Padded to 8, as kernels want it.
+    The keys' positions are split into two digits of base 256 and the slopes into three parts, whose products are exact
+    in float32, in which attention sums them. The first two parts take the query's position off at once: what is large
+    cancels before it could round away what differs between neighbouring keys, provided that these dimensions come
+    first. As a constant per query, that may itself be rounded.
 
     Args:
-        slopes: (H,) float32, divided by the scale of the scores.
-        kv_length: number of keys S, at most 65,536 for exact digits.
+        slopes: (H,) float32.
+        head_dim: of queries and keys without these.
+        q_positions: columns of the queries, (T,).
+        k_positions: columns of the keys, (S,), at most 65,536 of them.
         dtype: of queries and keys.
     """
-    positions = torch.arange(1 - kv_length, 1, device=slopes.device)
-    low = positions.remainder(256)
-    digits = torch.stack([(positions - low) / 256, low.float()], dim=-1).to(dtype)  # (S, 2)
-    parts, rest = [], slopes
+    # A BLAS may scale one of two factors, whose products would be exact no more: float32 has room to scale queries.
+    scaling = head_dim**-0.5 if torch.finfo(dtype).bits == 16 else 1.0
+    queries, keys = (columns - k_positions[-1] for columns in (q_positions, k_positions))
+    low = keys.remainder(256)
+    digits = [(keys - low) / 256, low, torch.ones_like(low)]
+    exact = torch.float16 if dtype == torch.float16 else torch.bfloat16
+    first, second, third = _parts(slopes[:, None] / scaling, exact)
+    parts = [256 * first, first, -first * queries, 256 * second, second, -second * queries, 256 * third, third]
+    query = torch.stack(torch.broadcast_tensors(*parts), dim=-1).clamp(max=torch.finfo(dtype).max)  # (H, T, 8)
+    key = torch.stack([*digits, *digits, *digits[:2]], dim=-1)  # (S, 8)
+    return HeadDims(query.to(dtype)[None], key.to(dtype)[None, None], scaling)
+
+
+def _parts(number: Tensor, dtype: torch.dtype) -> list[Tensor]:
+    """Three float32 tensors that `dtype` represents exactly and whose sum is the float32 `number`."""
+    parts: list[Tensor] = []
     for _ in range(3):
-        part = rest.to(dtype)
-        parts += [part * 256, part]
-        rest = rest - part.float()
-    query = torch.stack(parts, dim=-1)  # (H, 6)
-    key = digits.repeat(1, 3)  # (S, 6)
-    return HeadDims(F.pad(query, (0, 2))[None, :, None], F.pad(key, (0, 2))[None, None])
+        parts.append((number - sum(parts)).to(dtype).float())
+    return parts
 
 
 def _geometric_slopes(num_heads: int) -> list[float]:

@@ -4,6 +4,9 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers.models.bloom.modeling_bloom import build_alibi_tensor
 
 from baichuan_hf import BaichuanForCausalLM
@@ -83,12 +86,40 @@ def test_scaling_changes_the_output():
 @pytest.mark.parametrize("length", [3, 257, 1000])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_head_dims_multiply_to_the_bias(dtype, length):
-    slopes = alibi_slopes(12) / 32**-0.5
-    query, key = (x.double() for x in alibi_head_dims(slopes, length, dtype))
-    product = (query @ key.transpose(-1, -2))[0, :, 0]  # (heads, keys), a constant per head away from the bias
-    bias = slopes.double()[:, None] * torch.arange(length)
+    slopes, columns = alibi_slopes(12), torch.arange(length)
+    query, key, scaling = alibi_head_dims(slopes, 32, columns[-5:], columns, dtype)
+    product = scaling * (query.double() @ key.double().transpose(-1, -2))[0]  # (heads, queries, keys)
+    bias = slopes.double()[:, None, None] * columns
     # Float16 has no room below 6e-8 for the last part of a small slope; the rest is exact to 22 bits.
-    torch.testing.assert_close(product - product[:, :1], bias, atol=1e-3, rtol=1e-6)
+    torch.testing.assert_close(product - product[..., :1], bias.expand_as(product), atol=1e-3, rtol=1e-6)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(("heads", "head_dim", "length"), [(3, 20, 1031), (2, 32, 2048)])
+def test_head_dims_are_as_exact_as_a_mask(heads, head_dim, length, seed):
+    """Attention in float32 and its gradients, far from the last key too, by their distance from float64."""
+    torch.manual_seed(seed)
+    states = torch.randn(3, 1, heads, length, head_dim)
+    slopes, columns = alibi_slopes(heads), torch.arange(length)
+    distance = columns[:, None] - columns
+
+    def computed(dtype, with_dims):
+        query, key, value = leaves = [x.to(dtype).requires_grad_() for x in states]
+        if with_dims:
+            dims = alibi_head_dims(slopes, head_dim, columns, columns, dtype)
+            extended = dims.extend(query, key, value)
+            output = F.scaled_dot_product_attention(*extended, is_causal=True, scale=dims.scaling)[..., :head_dim]
+        else:
+            mask = (-slopes[:, None, None].to(dtype) * distance).masked_fill(distance < 0, -torch.inf)
+            output = F.scaled_dot_product_attention(query, key, value, mask[None])
+        output.square().sum().backward()
+        return [output.detach().double(), *(leaf.grad.double() for leaf in leaves)]
+
+    exact, masked, dims = (
+        computed(*way) for way in [(torch.double, False), (torch.float, False), (torch.float, True)]
+    )
+    for of_exact, of_mask, of_dims in zip(exact, masked, dims, strict=True):
+        assert (of_dims - of_exact).norm() < 1.5 * (of_mask - of_exact).norm()
 
 
 @pytest.fixture(params=[{}, {"num_key_value_heads": 2}, {"num_attention_heads": 3, "hidden_size": 48}], ids=str)
@@ -107,14 +138,14 @@ def logits_and_gradient(model, ids, mask):
     return output.logits[mask.bool()], model.get_parameter("model.layers.0.mlp.up_proj.weight").grad.clone()
 
 
-@pytest.mark.parametrize("padding", [0, 30], ids=["whole-rows", "left-padded"])
+@pytest.mark.parametrize("padding", [slice(0), slice(30), slice(-30, None)], ids=["whole-rows", "left", "right"])
 @pytest.mark.parametrize("length", [64, 131])
 def test_head_dims_agree_with_the_mask(model, length, padding, monkeypatch):
     ids = torch.randint(3, 128, (2, length))
     mask = torch.ones_like(ids)
-    mask[1, :padding] = 0
+    mask[1, padding] = 0
     plain = logits_and_gradient(model, ids, mask)
-    # On a CPU the model would not choose this form.
+    # For so few tokens the model would not choose this form.
     monkeypatch.setattr(AlibiBias, "_uses_head_dims", lambda *_: True)
     fast = logits_and_gradient(model, ids, mask)
     torch.testing.assert_close(fast[0], plain[0], atol=1e-4, rtol=0)
@@ -131,16 +162,79 @@ def test_head_dims_go_on_from_a_cache(model, monkeypatch):
     torch.testing.assert_close(rest, plain[:, 20:], atol=1e-4, rtol=0)
 
 
-def test_mask_is_not_multiplied_by_heads_on_an_accelerator(monkeypatch):
-    """Long inputs to SDPA on an accelerator keep a mask without heads: seen by where the model would put it."""
-    model = BaichuanForCausalLM(tiny_config(position_embedding_type="alibi"))
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("padding", [0, 300])
+def test_long_prompts_in_bfloat16_are_as_close_to_float32_as_with_the_mask(padding, seed, monkeypatch):
+    torch.manual_seed(seed)
+    config = tiny_config(position_embedding_type="alibi", initializer_range=0.2, num_attention_heads=2)
+    exact = BaichuanForCausalLM(config).eval()
+    half = copy.deepcopy(exact).bfloat16()
+    ids = torch.randint(3, 128, (2, 1100))
+    mask = torch.ones_like(ids)
+    mask[1, :padding] = 0
+    expected = logits_and_gradient(exact, ids, mask)
+    fast = logits_and_gradient(half, ids, mask)
+    monkeypatch.setattr(AlibiBias, "_uses_head_dims", lambda *_: False)
+    plain = logits_and_gradient(half, ids, mask)
+    for of_fast, of_plain, of_exact in zip(fast, plain, expected, strict=True):
+        assert (of_fast.float() - of_exact).norm() < 1.05 * (of_plain.float() - of_exact).norm()
+
+
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+def test_long_prompts_are_continued_as_with_the_mask(model, cache, monkeypatch):
+    ids = torch.randint(3, 128, (2, 1100))
+    mask = torch.ones_like(ids)
+    mask[0, :77] = 0
+    options = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": None, "cache_implementation": cache}
+    for inputs in ({"input_ids": ids}, {"input_ids": ids, "attention_mask": mask}):
+        output = model.generate(**inputs, **options, output_logits=True, return_dict_in_generate=True)
+        with monkeypatch.context() as patch:
+            patch.setattr(AlibiBias, "_uses_head_dims", lambda *_: False)
+            plain = model.generate(**inputs, **options, output_logits=True, return_dict_in_generate=True)
+        assert torch.equal(output.sequences, plain.sequences)
+        torch.testing.assert_close(torch.stack(output.logits), torch.stack(plain.logits), atol=1e-4, rtol=0)
+
+
+class LargestTensor(TorchDispatchMode):
+    """The numbers in the largest tensor that any operation gives back."""
+
+    size = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        self.size = max([self.size, *(leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor))])
+        return result
+
+
+@pytest.mark.parametrize(
+    "overrides", [{}, {"num_key_value_heads": 2}, {"alibi_scaling": {"alibi_type": "dynamic"}}], ids=str
+)
+def test_long_texts_have_no_tensor_of_queries_by_keys(overrides):
+    model = BaichuanForCausalLM(tiny_config(position_embedding_type="alibi", **overrides))
+    ids = torch.randint(3, 128, (1, 1100))
+    with LargestTensor() as largest:
+        model(ids, labels=ids).loss.backward()
+    assert largest.size < 1100 * 1100
+    with LargestTensor() as largest:
+        model(ids[:, :1000])
+    assert largest.size >= 1000 * 1000  # few enough for a mask: what is measured above could have been seen
+
+
+def test_form_of_the_bias_depends_on_the_device():
+    model = BaichuanForCausalLM(tiny_config(position_embedding_type="alibi", attention_dropout=0.1)).eval()
     embedding = model.model.positions
     on_gpu = torch.empty(1, 4096, 8, device="meta")  # stands for a device that is not the CPU
+    on_cpu = torch.empty(1, 4096, 8)
     assert embedding._uses_head_dims(on_gpu, {})
-    assert embedding.mask_options(on_gpu, {}) == {}
+    assert embedding._uses_head_dims(on_cpu, {})
+    assert embedding.mask_options(on_cpu, {}) == {}
+    assert embedding._uses_head_dims(on_gpu[:, :100], {})
+    assert not embedding._uses_head_dims(on_cpu[:, :100], {})
     assert not embedding._uses_head_dims(on_gpu[:, :1], {})
-    assert not embedding._uses_head_dims(torch.empty(1, 4096, 8), {})
     assert not embedding._uses_head_dims(on_gpu, {"cache": object()})
+    model.train()
+    assert embedding._uses_head_dims(on_gpu, {})
+    assert not embedding._uses_head_dims(on_cpu, {})
 
 
 def test_computed_bias_gives_the_elements_of_the_bias():
