@@ -150,11 +150,13 @@ def test_torch_program(tmp_path, family):
     assert "model.pt2" in done.files
     assert done.copied == ["tokenizer"]
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
-    inputs = graphs.draw_inputs(model, 5, 11, 1)
-    expected = graphs.draw_inputs(model, 5, 11, 1)
     graph = ExportedModel.from_pretrained(tmp_path / "dst")
-    with torch.no_grad():
-        torch.testing.assert_close(graph(**inputs).logits, model(**expected).logits, atol=1e-4, rtol=1e-4)
+    # ALiBi has another form for texts of more than a thousand tokens, which a graph has not.
+    for rows, past, length in ((5, 11, 1), (1, 3, 1100)):
+        inputs = graphs.draw_inputs(model, rows, past, length)
+        expected = graphs.draw_inputs(model, rows, past, length)
+        with torch.no_grad():
+            torch.testing.assert_close(graph(**inputs).logits, model(**expected).logits, atol=1e-4, rtol=1e-4)
     copied = AutoTokenizer.from_pretrained(tmp_path / "dst")
     assert type(copied).__name__ != "BaichuanTokenizer"
     assert copied("春天 Hello").input_ids == AutoTokenizer.from_pretrained(source)("春天 Hello").input_ids
