@@ -84,6 +84,10 @@ class WordCache:
         pairs = _hash_pairs(np.where(codes == ord(" "), ord(SPACE), codes))
         np.logical_not(self._are_neighbours.take(pairs), out=is_edge[1:-1])
         is_edge[ends] = True
+        if SEPARATOR in text:  # which stands alone, with whatever its neighbour's hash collides
+            is_separator = codes == ord(SEPARATOR)
+            is_edge[:-1] |= is_separator
+            is_edge[1:] |= is_separator
         # Where characters start in UTF-8: all bytes but 0x80 to 0xBF.
         places = np.flatnonzero(np.frombuffer(data, np.int8) >= -64)
         edges, ends = places.take(np.flatnonzero(is_edge)), places.take(ends)

@@ -63,6 +63,13 @@ def test_ids_are_those_of_sentencepiece(folder, tokenizer, pieces, data):
     assert tokenizer(texts)["input_ids"] == model.encode(texts)
 
 
+def test_zeros_beside_every_character(tokenizer):
+    """What stands between words in the cache: with some characters it has the hash of neighbours."""
+    for start in range(1, 0xD000, 0x1000):
+        text = "".join(f"{chr(code)}\0\0" for code in range(start, start + 0x1000))
+        assert tokenizer(text).data == by_library(tokenizer, text).data
+
+
 PIECES = st.lists(st.text("ab▁中", min_size=2, max_size=4), unique=True, max_size=30)
 
 
