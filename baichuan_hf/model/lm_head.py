@@ -55,8 +55,9 @@ class NormHead(nn.Linear):
         state = (weight._version, weight.data_ptr())
         if self._kept is None or self._kept[0]() is not weight or self._kept[1:3] != state:
             self._watch(weight)
-            # Not a tensor of inference mode, which training with a frozen head could not use later.
-            with torch.inference_mode(False):
+            # Not a tensor of inference mode, which training with a frozen head could not use later; to leave that mode
+            # turns gradients on.
+            with torch.inference_mode(False), torch.no_grad():
                 self._kept = (weakref.ref(weight), *state, self._inverse_norms())
         return self._kept[3]
 
@@ -88,8 +89,10 @@ class NormHead(nn.Linear):
         traced = torch.compiler.is_compiling() or (torch.is_grad_enabled() and weight.requires_grad)
         if weight.device.type == "cpu" and weight.dtype != dtype and not traced:
             # In parts that stay in the cache: the whole at once takes a CPU ten times as long.
-            parts = [torch.linalg.vector_norm(rows.to(dtype), dim=-1) for rows in weight.split(256)]
-            norms = torch.cat(parts)
+            part = weight.new_empty(256, weight.shape[1], dtype=dtype)
+            norms = torch.cat(
+                [torch.linalg.vector_norm(part[: len(rows)].copy_(rows), dim=-1) for rows in weight.split(256)]
+            )
         else:
             norms = torch.linalg.vector_norm(weight, dim=-1, dtype=dtype)
         return norms.clamp(min=self.EPS).reciprocal()

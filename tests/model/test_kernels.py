@@ -135,8 +135,11 @@ def test_lengths_of_the_head_with_and_without_gradients(rows, dtype):
     torch.manual_seed(rows)
     head = NormHead(96, rows, bias=False).to(dtype)
     expected = 1 / head.weight.double().norm(dim=-1)
-    with torch.no_grad():
-        torch.testing.assert_close(head.inverse_norms().double(), expected, rtol=1e-6, atol=0)
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            norms = head.inverse_norms()
+            assert not norms.requires_grad
+            torch.testing.assert_close(norms.double(), expected, rtol=1e-6, atol=0)
     torch.testing.assert_close(head.inverse_norms().double(), expected, rtol=1e-6, atol=0)
 
 
