@@ -15,7 +15,7 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.generation import BaseStreamer
 
 from .choices import SHAPES, check_choices
-from .random_models import MODELS, PEER, inference_dtype, random_config, random_model
+from .random_models import KINDS, MODELS, PEER, inference_dtype, random_config, random_model
 from .rows import append_rows, is_measured, machine, rows_table
 from .timing import interleaved, milliseconds, timed, times_as_fast
 
@@ -132,7 +132,7 @@ def _measure(
     name: str, shape: str, prompt_tokens: int, new_tokens: int, ways: Sequence[str], rounds: int, device: torch.device
 ) -> dict[str, dict[str, object]]:
     """The columns of every way."""
-    kind: dict[str, Any] = {"length": prompt_tokens + new_tokens, "llama": name == PEER, "alibi": "ALiBi" in name}
+    kind: dict[str, Any] = {"length": prompt_tokens + new_tokens, **KINDS[name]}
     dtype, sizes = inference_dtype(device), SHAPES[shape]
     layers = max(1, sizes["num_hidden_layers"] // LAYERS_PER_DRAFT)
     model = repeating_model(random_config(sizes, **kind), dtype=dtype, device=device)

@@ -17,7 +17,7 @@ from transformers.generation.streamers import BaseStreamer
 from .choices import SHAPES, check_choices
 from .inference import WAYS
 from .peak import in_a_process
-from .random_models import MODELS, PEER, inference_dtype, random_config, random_model, random_text
+from .random_models import KINDS, MODELS, PEER, inference_dtype, random_config, random_model, random_text
 from .rows import append_rows, is_measured, machine, rows_table
 from .timing import synchronize
 
@@ -96,8 +96,7 @@ def _write(shape: str, name: str, way: str, device: torch.device, cache: str) ->
     """Seconds until each token."""
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
     os.environ["TRITON_CACHE_DIR"] = f"{cache}/triton"
-    kind = {"llama": name == PEER, "alibi": "ALiBi" in name}
-    config = random_config(SHAPES[shape], length=PROMPT + max(TOKENS), **kind)
+    config = random_config(SHAPES[shape], length=PROMPT + max(TOKENS), **KINDS[name])
     model = random_model(config, dtype=inference_dtype(device), device=device).eval()
     prompt = random_text(config.vocab_size, 1, PROMPT, device)
     settings = GenerationConfig(

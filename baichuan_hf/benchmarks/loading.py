@@ -13,14 +13,12 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM
 
 from .choices import SHAPES, check_choices
-from .random_models import random_config, random_model
+from .random_models import KINDS, PEER, random_config, random_model
 from .rows import append_rows, machine, rows_table
 from .timing import milliseconds, synchronize
 
 
 LENGTH, PROMPT = 4096, 16
-PEER = "llama"
-MODELS = {PEER: {"llama": True}, "baichuan": {}, "baichuan, ALiBi": {"alibi": True}}
 
 
 def measure_loading(
@@ -47,16 +45,16 @@ def measure_loading(
         ValueError: there is no such shape.
     """
     check_choices("shape", [shape], SHAPES)
-    loads: dict[str, list[float]] = {name: [] for name in MODELS}
-    tokens: dict[str, list[float]] = {name: [] for name in MODELS}
+    loads: dict[str, list[float]] = {name: [] for name in KINDS}
+    tokens: dict[str, list[float]] = {name: [] for name in KINDS}
     sizes = {}
     with tempfile.TemporaryDirectory() as folder:
-        for name, kind in MODELS.items():
+        for name, kind in KINDS.items():
             config = random_config(SHAPES[shape], length=LENGTH, **kind)
             random_model(config, dtype=torch.bfloat16, device=device).save_pretrained(f"{folder}/{name}")
             sizes[name] = sum(file.stat().st_size for file in Path(folder, name).glob("*.safetensors"))
         for turn in range(rounds + 1):
-            for name in MODELS:
+            for name in KINDS:
                 load, token = _load(Path(folder, name), device)
                 if turn:
                     loads[name].append(load)

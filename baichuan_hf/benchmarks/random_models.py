@@ -14,7 +14,9 @@ from .choices import SHAPES
 
 
 PEER = "llama"
-MODELS = (PEER, "baichuan", "baichuan, ALiBi")
+# What `random_config` needs to be told of each.
+KINDS: dict[str, dict[str, bool]] = {PEER: {"llama": True}, "baichuan": {}, "baichuan, ALiBi": {"alibi": True}}
+MODELS = tuple(KINDS)
 COMPARED = 64  # tokens whose logits are held against the peer's
 
 
@@ -53,9 +55,7 @@ def compared_models(
     dtype = inference_dtype(device)
     sizes, difference = SHAPES[shape], dict.fromkeys(models, "")
     built = {
-        name: random_model(
-            random_config(sizes, length=length, alibi="ALiBi" in name), dtype=dtype, device=device
-        ).eval()
+        name: random_model(random_config(sizes, length=length, **KINDS[name]), dtype=dtype, device=device).eval()
         for name in models
         if name != PEER
     }
@@ -64,7 +64,7 @@ def compared_models(
         built[PEER] = (
             to_llama(built["baichuan"]).eval()
             if "baichuan" in models
-            else random_model(random_config(sizes, length=length, llama=True), dtype=dtype, device=device).eval()
+            else random_model(random_config(sizes, length=length, **KINDS[PEER]), dtype=dtype, device=device).eval()
         )
     if {PEER, "baichuan"} <= set(models):
         text = random_text(sizes["vocab_size"], 1, min(length, COMPARED), device)

@@ -6,11 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from .options import Device, Rows, command_line, pick_device
-
-
-Shape = Annotated[str, typer.Option(help="tiny, 1b, 7b or 13b.")]
-Rounds = Annotated[int, typer.Option(min=1, help="Calls of each, of which the median counts.")]
+from .options import Device, Rounds, Rows, Shape, command_line, pick_device
 
 
 def assisted(

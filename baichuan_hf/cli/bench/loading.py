@@ -6,12 +6,12 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from .options import Device, Picture, Rows, command_line, pick_device
+from .options import Device, Picture, Rounds, Rows, Shape, command_line, pick_device
 
 
 def load(
     rows: Rows = Path("outputs/bench/load.csv"),
-    shape: Annotated[str, typer.Option(help="tiny, 1b, 7b or 13b.")] = "1b",
+    shape: Shape = "1b",
     rounds: Annotated[int, typer.Option(min=1, help="Loads of each, of which the median counts.")] = 5,
     device: Device = "auto",
 ) -> None:
@@ -28,13 +28,13 @@ def load(
 def memory(
     rows: Rows = Path("outputs/bench/memory.csv"),
     picture: Picture = None,
-    shape: Annotated[str, typer.Option(help="tiny, 1b, 7b or 13b.")] = "1b",
+    shape: Shape = "1b",
     tokens: Annotated[
         list[int] | None, typer.Option(help="A length; may be given often. By default 1k to 32k.")
     ] = None,
     positions: Annotated[list[str] | None, typer.Option(help="rope or alibi; may be given often.")] = None,
     case: Annotated[list[str] | None, typer.Option(help="prefill, decode or training; may be given often.")] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Calls of each, of which the median counts.")] = 5,
+    rounds: Rounds = 5,
     device: Device = "auto",
 ) -> None:
     """Peak memory and time of reading a text, of a token behind it, and of training on it, as the text grows.

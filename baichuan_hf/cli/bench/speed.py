@@ -6,10 +6,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from .options import Device, Picture, Rows, command_line, pick_device
+from .options import Device, Picture, Rounds, Rows, Shape, command_line, pick_device
 
 
-Shape = Annotated[str, typer.Option(help="tiny, 1b, 7b or 13b.")]
 Models = Annotated[
     list[str] | None,
     typer.Option(
@@ -19,7 +18,6 @@ Models = Annotated[
 ]
 BatchSize = Annotated[int, typer.Option(min=1, help="Texts at once.")]
 Profile = Annotated[Path | None, typer.Option(help="Append to this text file what the time of each went into.")]
-Rounds = Annotated[int, typer.Option(min=1, help="Calls of each, of which the median counts.")]
 
 
 def decode(
