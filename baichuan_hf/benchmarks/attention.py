@@ -27,6 +27,8 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 FLOOR = "causal, no bias"
 # More numbers than this in a bias of heads x queries x keys are not tried: 8 GiB in bfloat16.
 MAX_BIAS = 2**32
+# Calls in a row, as layers make them: what they take, and not how long a first one takes to begin.
+REPEATS = 8
 
 
 def measure_attention(
@@ -48,7 +50,7 @@ def measure_attention(
         lengths: tokens of the text, which is one.
         heads: H.
         head_dim: D.
-        rounds: calls of each that count.
+        rounds: of several calls of each that count.
         device: where to run: in bfloat16 on a GPU, else in float32.
         command: written into every row.
         report: called with a line for each row.
@@ -69,7 +71,7 @@ def measure_attention(
         for direction, run in directions.items():
             actions = {name: partial(run, attend, states) for name, attend in forms.items()}
             peaks = {name: _peak(action, device) for name, action in actions.items()}
-            times = interleaved(actions, device, rounds=rounds)
+            times = interleaved(actions, device, rounds=rounds, repeats=REPEATS)
             for name, seconds in times.items():
                 row = {
                     **{"form": name, "direction": direction, "tokens": length, "heads": heads, "head_dim": head_dim},

@@ -26,6 +26,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "graph": {"cache_implementation": "static", "compile_config": CompileConfig(backend="cudagraphs")},
     "compiled": {"cache_implementation": "static"},
 }
+PROFILED = 32  # tokens of a profile, whose size and time grow with them
 
 
 def measure_decoding(
@@ -79,8 +80,9 @@ def measure_decoding(
             max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False, pad_token_id=0, **WAYS[way]
         )
 
-        def write(model: PreTrainedModel, settings: GenerationConfig = settings) -> object:
-            return model.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=settings)
+        def write(model: PreTrainedModel, settings: GenerationConfig = settings, **limits: int) -> object:
+            mask = torch.ones_like(prompt)
+            return model.generate(prompt, attention_mask=mask, generation_config=settings, **limits)
 
         actions = {name: partial(write, built[name]) for name in _knowing(way, models)}
         first = {name: timed(action, device) for name, action in actions.items()}
@@ -99,7 +101,8 @@ def measure_decoding(
             append_rows(rows, [{**row, **machine(device), "command": command}])
             report(f"{name}, {way}: {row['tokens_per_second']} tokens/s, first call {row['first_call_seconds']} s")
             if profile is not None:
-                append_profile(profile, f"{name}, {way}", actions[name], device)
+                few = dict.fromkeys(("min_new_tokens", "max_new_tokens"), min(new_tokens, PROFILED))
+                append_profile(profile, f"{name}, {way}", partial(actions[name], **few), device)
 
 
 @torch.no_grad()

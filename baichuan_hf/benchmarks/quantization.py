@@ -22,7 +22,6 @@ from ..model.configuration_baichuan import BaichuanConfig
 from ..model.modeling_baichuan import BaichuanForCausalLM
 from ..quantization import METHODS, quantization_config, quantize_folder
 from ..quantization.folders import size_of, skipped, suitable_layers
-from ..training.tiny.evaluate import bits_per_byte, written_texts
 from .choices import SHAPES, check_choices
 from .rows import append_rows, machine
 from .timing import interleaved
@@ -198,6 +197,8 @@ def _quality(model: PreTrainedModel, source: str | None, eval_file: Path | None)
     """Bits per byte; of random weights nothing."""
     if source is None:
         return ""
+    from ..training.tiny.evaluate import bits_per_byte, written_texts  # all that training needs comes with it
+
     documents = [document for page in written_texts().values() for document in page]
     if eval_file is not None:
         documents = eval_file.read_text(encoding="utf-8").splitlines()

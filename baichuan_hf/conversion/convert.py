@@ -36,7 +36,7 @@ def build_model(reference: PreTrainedModel, architecture: Architecture) -> PreTr
     settings = shared_settings(reference.config) | architecture.settings(reference)
     model_class = getattr(modeling_baichuan, architecture.classes[type(reference).__name__])
     source = named_weights(reference)
-    model = fill(model_class, BaichuanConfig(**settings), architecture.weights, source, reference.dtype)
+    model = fill(model_class, BaichuanConfig(**settings), architecture.weights, source, reference)
     check_used_up(source, architecture, reference)
     return model
 
@@ -88,14 +88,14 @@ def fill(
     config: BaichuanConfig,
     table: Weights,
     source: SourceWeights,
-    dtype: torch.dtype,
+    reference: PreTrainedModel,
 ) -> PreTrainedModel:
-    """A model of ours with every weight made as `table` says; taken from `source`."""
+    """A model of ours with every weight made as `table` says from `source`, the weights of `reference`."""
     with torch.device("meta"):
         skeleton = model_class(config)
     tied = skeleton.all_tied_weights_keys
     weights = {name: _make(name, table, source, config) for name in skeleton.state_dict() if name not in tied}
-    return model_class.from_pretrained(None, config=config, state_dict=weights, dtype=dtype)
+    return model_class.from_pretrained(None, config=config, state_dict=weights, **where(reference))
 
 
 def check_used_up(source: SourceWeights, architecture: Architecture, reference: PreTrainedModel) -> None:
@@ -114,6 +114,12 @@ def finish(model: PreTrainedModel, reference: PreTrainedModel) -> PreTrainedMode
     if model.can_generate() and reference.can_generate():
         model.generation_config = copy.deepcopy(reference.generation_config)
     return model.to(reference.device).train(reference.training)
+
+
+def where(reference: PreTrainedModel) -> dict[str, Any]:
+    """What tells `from_pretrained` to load as `reference` is, without a way through main memory."""
+    device = reference.device
+    return {"dtype": reference.dtype, **({} if device.type == "cpu" else {"device_map": {"": device}})}
 
 
 def _make(name: str, table: Weights, source: SourceWeights, config: BaichuanConfig) -> Tensor:

@@ -87,7 +87,7 @@ def build(reference: PreTrainedModel, architecture: Architecture) -> PreTrainedM
             BaichuanConfig(**shared | half_settings(reference, half)),
             half_weights(half),
             source,
-            reference.dtype,
+            reference,
         )
         for half, model_class in HALVES.items()
     }

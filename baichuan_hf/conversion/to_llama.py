@@ -15,7 +15,7 @@ from transformers import LlamaConfig, PreTrainedModel
 from ..model.configuration_baichuan import BaichuanConfig
 from ..model.lm_head import NormHead
 from ..model.saving import CONVERSIONS
-from .convert import SHARED_FIELDS, finish
+from .convert import SHARED_FIELDS, finish, where
 from .llama import LLAMA
 from .weight_files import Weight, weights_of
 
@@ -73,7 +73,7 @@ def to_llama(model: PreTrainedModel) -> PreTrainedModel:
     """
     skeleton, shared = llama_parts(model, model.state_dict())
     weights = {name: weight.clone() for name, weight in shared.items()}
-    llama = type(skeleton).from_pretrained(None, config=skeleton.config, state_dict=weights, dtype=model.dtype)
+    llama = type(skeleton).from_pretrained(None, config=skeleton.config, state_dict=weights, **where(model))
     return finish(llama, model)
 
 

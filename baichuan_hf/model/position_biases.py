@@ -251,7 +251,7 @@ def alibi_head_dims(
     exact = torch.float16 if dtype == torch.float16 else torch.bfloat16
     first, second, third = _parts(slopes[:, None] / scaling, exact)
     parts = [256 * first, first, -first * queries, 256 * second, second, -second * queries, 256 * third, third]
-    query = torch.stack(torch.broadcast_tensors(*parts), dim=-1).clamp(max=torch.finfo(dtype).max)  # (H, T, 8)
+    query = torch.stack(torch.broadcast_tensors(*parts), dim=-1).clamp(max=torch.finfo(exact).max)  # (H, T, 8)
     key = torch.stack([*digits, *digits, *digits[:2]], dim=-1)  # (S, 8)
     return HeadDims(query.to(dtype)[None], key.to(dtype)[None, None], scaling)
 

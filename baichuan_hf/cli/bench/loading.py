@@ -6,12 +6,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from .options import Device, Picture, Rounds, Rows, Shape, command_line, pick_device
+from .options import Device, Models, Picture, Rounds, Rows, Shape, command_line, pick_device
 
 
 def load(
     rows: Rows = Path("outputs/bench/load.csv"),
     shape: Shape = "1b",
+    models: Models = None,
     rounds: Annotated[int, typer.Option(min=1, help="Loads of each, of which the median counts.")] = 5,
     device: Device = "auto",
 ) -> None:
@@ -19,10 +20,17 @@ def load(
 
     Example: [bold]baichuan-hf bench load --shape 7b[/]
     """
-    from ...benchmarks.loading import loading_table, measure_loading
+    from ...benchmarks import loading as case
 
-    measure_loading(rows, shape=shape, rounds=rounds, device=pick_device(device), command=command_line())
-    Console(highlight=False).print(loading_table(rows))
+    case.measure_loading(
+        rows,
+        shape=shape,
+        models=models or case.MODELS,
+        rounds=rounds,
+        device=pick_device(device),
+        command=command_line(),
+    )
+    Console(highlight=False).print(case.loading_table(rows))
 
 
 def memory(

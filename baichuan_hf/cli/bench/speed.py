@@ -6,16 +6,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from .options import Device, Picture, Rounds, Rows, Shape, command_line, pick_device
+from .options import Device, Models, Picture, Rounds, Rows, Shape, command_line, pick_device
 
 
-Models = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--model",
-        help="llama, baichuan or 'baichuan, ALiBi'; may be given often; the first is compared with. By default all.",
-    ),
-]
 BatchSize = Annotated[int, typer.Option(min=1, help="Texts at once.")]
 Profile = Annotated[Path | None, typer.Option(help="Append to this text file what the time of each went into.")]
 
