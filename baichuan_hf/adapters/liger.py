@@ -62,13 +62,14 @@ def _swiglu(self: GatedFeedForward, hidden_states: Tensor) -> Tensor:
     return self.down_proj(LigerSiLUMulFunction.apply(self.gate_proj(hidden_states), self.up_proj(hidden_states)))
 
 
-def _rotate(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    if not query.is_cuda:
-        return plain_rotation(query, key, cos, sin)
+def _rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    if not states.is_cuda:
+        return plain_rotation(states, cos, sin)
     from liger_kernel.transformers.rope import liger_rotary_pos_emb
 
-    # It reads the first half of the sine only, whose sign is not turned.
-    return liger_rotary_pos_emb(query, key, cos, sin)
+    # It reads the first half of the sine only, whose sign is not turned. It takes queries and keys, which here are
+    # one: what it gets for the keys is a copy of one head.
+    return liger_rotary_pos_emb(states, states[:, :1], cos, sin)[0]
 
 
 def _linear_cross_entropy(

@@ -82,9 +82,7 @@ class BaichuanAttention(HeadedAttention):
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """hidden_states: (B, T, hidden_size) -> same shape, and the attention weights where the backend has them."""
-        query, key, value = (self.split_heads(x) for x in self._project(hidden_states))
-        if position_embeddings is not None:
-            query, key = rotate(query, key, *position_embeddings)
+        query, key, value = self._project(hidden_states, position_embeddings)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
         output, weights = self.attend(
@@ -96,6 +94,7 @@ class BaichuanAttention(HeadedAttention):
             position_embeddings=position_embeddings,
             **kwargs,
         )  # (B, T, H, D)
+        del query, key, value  # a long text's leave room for the projection
         return self.o_proj(output.reshape(*hidden_states.shape[:-1], -1)), weights
 
     def attend(
@@ -144,10 +143,21 @@ class BaichuanAttention(HeadedAttention):
             return output[..., : self.head_dim], weights
         return self.run_backend(query, key, value, attention_mask, **kwargs)
 
-    def _project(self, hidden_states: Tensor) -> tuple[Tensor, ...]:
+    def _project(self, hidden_states: Tensor, rotation: tuple[Tensor, Tensor] | None) -> tuple[Tensor, ...]:
+        """(B, T, hidden_size) -> queries, keys and values, (B, heads, T, D) each."""
         if self.fused_qkv:
-            return self.W_pack(hidden_states).chunk(3, dim=-1)
-        return self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)
+            heads = self.split_heads(self.W_pack(hidden_states))  # (B, 3H, T, D)
+            if rotation is None:
+                return heads.chunk(3, dim=1)
+            # Queries and keys are rotated as one: of a single token, launching takes longer than computing.
+            num_heads = heads.shape[1] // 3
+            turned, value = heads.split([2 * num_heads, num_heads], dim=1)
+            return *rotate(turned, *rotation).chunk(2, dim=1), value
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        query, key, value = (self.split_heads(project(hidden_states)) for project in projections)
+        if rotation is not None:
+            query, key = rotate(query, *rotation), rotate(key, *rotation)
+        return query, key, value
 
     def _local_heads(self, bias: Tensor, num_heads: int) -> Tensor:
         """The part of a mask or the like, (B, H or 1, ...), that belongs to this process's heads."""

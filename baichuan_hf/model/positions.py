@@ -85,26 +85,20 @@ POSITIONS: dict[str, type[Positions]] = {
 }
 
 
-def rotate(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    """Queries and keys at their positions: without Triton to the bit transformers' `apply_rotary_pos_emb`.
+def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Queries, keys or both at their positions: without Triton to the bit transformers' `apply_rotary_pos_emb`.
 
     Args:
-        query: as `key`, (B, heads, T, D).
-        key: with as many or fewer heads.
+        states: (B, H, T, D).
         cos: (B or 1, T, D), of `Positions.rotation`.
         sin: the like, with the sign of its second half turned.
     """
-    if use_triton(query, key):
+    if use_triton(states):
         from .triton_kernels import Rotation
 
-        return Rotation.apply(query, key, cos, sin)
-    cos, sin = cos[:, None], sin[:, None]
-    return _rotate(query, cos, sin), _rotate(key, cos, sin)
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    first, second = x.chunk(2, dim=-1)
-    return x * cos - torch.cat([second, first], dim=-1) * sin
+        return Rotation.apply(states, cos, sin)
+    first, second = states.chunk(2, dim=-1)
+    return states * cos[:, None] - torch.cat([second, first], dim=-1) * sin[:, None]
 
 
 def build_positions(config: BaichuanConfig) -> Positions:

@@ -19,56 +19,24 @@ except ImportError:
 
 
 @triton.jit
-def _rotate_heads(
+def _rotate_kernel(
     x,
     out,
-    stride_head,
-    columns,
-    inside,
-    cos_1,
-    cos_2,
-    sin_1,
-    sin_2,
-    HEADS: tl.constexpr,
-    HALF: tl.constexpr,
-    BLOCK_HEADS: tl.constexpr,
-):
-    """One token's heads, a few at a time: out = x * cos - swapped halves of x * sin."""
-    for first in range(0, HEADS, BLOCK_HEADS):
-        heads = first + tl.arange(0, BLOCK_HEADS)[:, None]
-        mask = (heads < HEADS) & inside[None]
-        source = x + heads * stride_head + columns[None]
-        x_1 = tl.load(source, mask=mask).to(tl.float32)
-        x_2 = tl.load(source + HALF, mask=mask).to(tl.float32)
-        target = out + heads * 2 * HALF + columns[None]
-        tl.store(target, x_1 * cos_1 - x_2 * sin_1, mask=mask)
-        tl.store(target + HALF, x_2 * cos_2 - x_1 * sin_2, mask=mask)
-
-
-@triton.jit
-def _rotate_kernel(
-    query,
-    key,
-    query_out,
-    key_out,
     cos,
     sin,
     num_tokens,
-    query_stride_batch,
-    query_stride_head,
-    query_stride_token,
-    key_stride_batch,
-    key_stride_head,
-    key_stride_token,
+    stride_batch,
+    stride_head,
+    stride_token,
     cos_stride_batch,
-    QUERY_HEADS: tl.constexpr,
-    KEY_HEADS: tl.constexpr,
+    HEADS: tl.constexpr,
     HALF: tl.constexpr,
     BLOCK_HALF: tl.constexpr,
     BLOCK_HEADS: tl.constexpr,
     TRANSPOSED: tl.constexpr,
 ):
-    """A program a token. Queries and keys: (B, H, T, D) with any strides; outputs: (B, T, H, D)."""
+    """A program a token, whose heads it takes a few at a time: out = x * cos - swapped halves of x * sin.
+    x: (B, H, T, D) with any strides; out: (B, T, H, D)."""
     row = tl.program_id(0).to(tl.int64)
     batch, token = row // num_tokens, row % num_tokens
     columns = tl.arange(0, BLOCK_HALF)
@@ -80,76 +48,54 @@ def _rotate_kernel(
     sin_2 = tl.load(sin + angles + HALF, mask=inside).to(tl.float32)[None]
     if TRANSPOSED:  # the gradient's way: the rotation's matrix, transposed
         sin_1, sin_2 = sin_2, sin_1
-    _rotate_heads(
-        query + batch * query_stride_batch + token * query_stride_token,
-        query_out + row * QUERY_HEADS * 2 * HALF,
-        query_stride_head,
-        columns,
-        inside,
-        cos_1,
-        cos_2,
-        sin_1,
-        sin_2,
-        QUERY_HEADS,
-        HALF,
-        BLOCK_HEADS,
-    )
-    _rotate_heads(
-        key + batch * key_stride_batch + token * key_stride_token,
-        key_out + row * KEY_HEADS * 2 * HALF,
-        key_stride_head,
-        columns,
-        inside,
-        cos_1,
-        cos_2,
-        sin_1,
-        sin_2,
-        KEY_HEADS,
-        HALF,
-        BLOCK_HEADS,
-    )
+    x += batch * stride_batch + token * stride_token
+    out += row * HEADS * 2 * HALF
+    for first in range(0, HEADS, BLOCK_HEADS):
+        heads = first + tl.arange(0, BLOCK_HEADS)[:, None]
+        mask = (heads < HEADS) & inside[None]
+        source = x + heads * stride_head + columns[None]
+        x_1 = tl.load(source, mask=mask).to(tl.float32)
+        x_2 = tl.load(source + HALF, mask=mask).to(tl.float32)
+        target = out + heads * 2 * HALF + columns[None]
+        tl.store(target, x_1 * cos_1 - x_2 * sin_1, mask=mask)
+        tl.store(target + HALF, x_2 * cos_2 - x_1 * sin_2, mask=mask)
 
 
-def _rotate(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, *, transposed: bool) -> tuple[Tensor, Tensor]:
-    query, key = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key))
-    batch, query_heads, tokens, dim = query.shape
-    key_heads = key.shape[1]
-    query_out = query.new_empty(batch, tokens, query_heads, dim)
-    key_out = key.new_empty(batch, tokens, key_heads, dim)
+def _rotate(states: Tensor, cos: Tensor, sin: Tensor, *, transposed: bool) -> Tensor:
+    if states.stride(-1) != 1:
+        states = states.contiguous()
+    batch, heads, tokens, dim = states.shape
+    out = states.new_empty(batch, tokens, heads, dim)
     cos, sin = cos.contiguous(), sin.contiguous()
-    with torch.cuda.device_of(query):
+    with torch.cuda.device_of(states):
         _rotate_kernel[(batch * tokens,)](
-            query,
-            key,
-            query_out,
-            key_out,
+            states,
+            out,
             cos,
             sin,
             tokens,
-            *query.stride()[:3],
-            *key.stride()[:3],
+            *states.stride()[:3],
             cos.stride(0) if len(cos) > 1 else 0,
-            QUERY_HEADS=query_heads,
-            KEY_HEADS=key_heads,
+            HEADS=heads,
             HALF=dim // 2,
             BLOCK_HALF=triton.next_power_of_2(dim // 2),
             BLOCK_HEADS=8,
             TRANSPOSED=transposed,
         )
-    return query_out.transpose(1, 2), key_out.transpose(1, 2)
+    return out.transpose(1, 2)
 
 
 class Rotation(torch.autograd.Function):
-    """`positions.rotate` in one pass over queries and keys, computed in float32 and rounded once."""
+    """`positions.rotate` in one pass, computed in float32 and rounded once."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        return _rotate(query, key, cos, sin, transposed=False)
+        return _rotate(states, cos, sin, transposed=False)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        return *_rotate(*gradients, *ctx.saved_tensors, transposed=True), None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return _rotate(gradient, *ctx.saved_tensors, transposed=True), None, None
 
 
 @triton.jit

@@ -125,8 +125,8 @@ class WindowedAttention(BaichuanAttention):
         value = self.split_heads(self.v_global_proj(hidden_states))
         if position_embeddings is not None:
             cos, sin = (x.expand(len(hidden_states), -1, -1) for x in position_embeddings)
-            query, _ = rotate(query, query, cos[rows, global_columns], sin[rows, global_columns])
-            key, _ = rotate(key, key, cos, sin)
+            query = rotate(query, cos[rows, global_columns], sin[rows, global_columns])
+            key = rotate(key, cos, sin)
         mask = torch.zeros(is_token.shape, dtype=query.dtype, device=query.device)
         mask = mask.masked_fill(~is_token, torch.finfo(query.dtype).min)
         mask = mask[:, None, None].expand(-1, -1, query.shape[2], -1)

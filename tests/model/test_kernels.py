@@ -75,9 +75,8 @@ def test_rotation(monkeypatch, dtype, batch, tokens, heads, key_heads, dim, shar
 
     def rotated():
         leaf = packed.clone().requires_grad_()
-        query, key = leaf.unflatten(-1, (-1, dim)).split([heads, key_heads], dim=2)
-        outputs = positions.rotate(query.transpose(1, 2), key.transpose(1, 2), cos, sin)
-        whole = torch.cat([x.transpose(1, 2) for x in outputs], dim=2)
+        parts = leaf.unflatten(-1, (-1, dim)).split([heads, key_heads], dim=2)
+        whole = torch.cat([positions.rotate(x.transpose(1, 2), cos, sin).transpose(1, 2) for x in parts], dim=2)
         (whole * weights).sum().backward()
         return whole, leaf.grad
 
