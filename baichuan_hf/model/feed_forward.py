@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from .configuration_baichuan import BaichuanConfig
 from .experts import MixtureOfExperts
 from .kernels import use_triton
+
+
+# Tokens whose inner states are in memory at once where no gradients need them: of a long text they would take several
+# times what its hidden states do, and this many already fill a GPU.
+TOKENS_AT_ONCE = 4096
 
 
 class FeedForward(nn.Module):
@@ -36,6 +42,12 @@ class GatedFeedForward(nn.Module):
         self.act_fn = ACT2FN[activation]
 
     def forward(self, hidden_states: Tensor) -> Tensor:
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self._transform(hidden_states)
+        parts = [self._transform(part) for part in hidden_states.split(TOKENS_AT_ONCE, dim=-2)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-2)
+
+    def _transform(self, hidden_states: Tensor) -> Tensor:
         gate, up = self.gate_proj(hidden_states), self.up_proj(hidden_states)
         if self.activation in ("silu", "swish") and use_triton(gate, up):
             from .triton_kernels import SiluMul

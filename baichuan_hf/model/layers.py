@@ -55,16 +55,20 @@ class BaichuanDecoderLayer(GradientCheckpointingLayer):
         **kwargs: Any,
     ) -> Tensor:
         """hidden_states: (B, T, hidden_size) -> same shape. The rest as in `BaichuanAttention`."""
-        layer_input = hidden_states
+        layer_input = hidden_states if self.layer_drop else None
         has_encoder_cache = isinstance(past_key_values, EncoderDecoderCache)
-        attended, _ = self.self_attn(
-            self.input_layernorm(hidden_states),
-            attention_mask=attention_mask,
-            position_embeddings=position_embeddings,
-            past_key_values=past_key_values.self_attention_cache if has_encoder_cache else past_key_values,
-            **kwargs,
+        # No names for what is added: a long text's would be kept until the end.
+        hidden_states = self._add(
+            hidden_states,
+            self.self_attn(
+                self.input_layernorm(hidden_states),
+                attention_mask=attention_mask,
+                position_embeddings=position_embeddings,
+                past_key_values=past_key_values.self_attention_cache if has_encoder_cache else past_key_values,
+                **kwargs,
+            )[0],
+            self.attention_output_layernorm,
         )
-        hidden_states = self._add(hidden_states, attended, self.attention_output_layernorm)
         if encoder_hidden_states is not None:
             attended, _ = self.cross_attn(
                 self.cross_attention_layernorm(hidden_states),
@@ -73,9 +77,10 @@ class BaichuanDecoderLayer(GradientCheckpointingLayer):
                 past_key_values=past_key_values if has_encoder_cache else None,
             )
             hidden_states = self._add(hidden_states, attended, self.cross_attention_output_layernorm)
-        transformed = self.mlp(self.post_attention_layernorm(hidden_states))
-        hidden_states = self._add(hidden_states, transformed, self.mlp_output_layernorm)
-        if self.training and self.layer_drop:
+        hidden_states = self._add(
+            hidden_states, self.mlp(self.post_attention_layernorm(hidden_states)), self.mlp_output_layernorm
+        )
+        if self.training and layer_input is not None:
             # Not a branch: every process computes the same graph, and every parameter gets a gradient.
             kept = torch.rand((), device=hidden_states.device) >= self.layer_drop
             hidden_states = torch.where(kept, hidden_states, layer_input)

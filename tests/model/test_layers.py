@@ -125,3 +125,16 @@ def test_deep_net_scales_experts_but_not_their_router():
             assert matrix.std().item() == pytest.approx(beta * math.sqrt(2 / (128 + 256)), rel=0.04)
         router = layer.mlp.gate.weight
         assert router.std().item() == pytest.approx(math.sqrt(2 / (128 + 3)), rel=0.2)
+
+
+@pytest.mark.parametrize(("batch", "tokens"), [(1, 4097), (2, 9000)])
+def test_a_long_text_in_parts(batch, tokens):
+    """Without gradients its inner states are made some tokens at a time."""
+    torch.manual_seed(tokens)
+    config = tiny_config(hidden_size=8, intermediate_size=20, num_attention_heads=2)
+    mlp = BaichuanModel(config).eval().layers[0].mlp
+    states = torch.randn(batch, tokens, 8)
+    whole = mlp(states)
+    assert whole.requires_grad
+    with torch.no_grad():
+        torch.testing.assert_close(mlp(states), whole.detach())
