@@ -65,6 +65,21 @@ def attention_mask_of(
     return BIDIRECTIONAL_MASKS[kind](**common, **options)
 
 
+def mask_of_a_step(mask: Any, hidden_states: Tensor, config: BaichuanConfig) -> Any:
+    """For a single token and SDPA the mask in the form that is added, into which every layer would turn it anew.
+
+    Args:
+        mask: (B, 1 or H, T, S), or in another form.
+        hidden_states: (B, T, hidden_size).
+        config: for the backend.
+    """
+    if torch.compiler.is_exporting() or config._attn_implementation != "sdpa" or hidden_states.shape[1] != 1:
+        return mask
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        return mask
+    return torch.zeros_like(mask, dtype=hidden_states.dtype).masked_fill(~mask, -torch.inf)
+
+
 def padding_mask(attention_mask: Any, position_ids: Tensor) -> Tensor | None:
     """Which tokens are no padding, (B, T), for the kinds of attention that take no mask of queries by keys.
 

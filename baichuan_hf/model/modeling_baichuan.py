@@ -46,7 +46,14 @@ from .layers import BaichuanDecoderLayer
 from .linear_attention import PerformerAttention
 from .lm_head import MaskedLMHead, build_lm_head, fit_output_embeddings, max_z_loss
 from .loss import FusedLoss, chunked_loss
-from .masks import attention_mask_of, holds_segments, padding_mask, restarting_positions, token_positions
+from .masks import (
+    attention_mask_of,
+    holds_segments,
+    mask_of_a_step,
+    padding_mask,
+    restarting_positions,
+    token_positions,
+)
 from .normalization import build_normalization
 from .outputs import BaichuanCausalLMOutput, BaichuanMaskedLMOutput, BaichuanModelOutput
 from .patch_embeddings import PatchEmbeddings
@@ -308,6 +315,7 @@ class BaichuanModel(BaichuanPreTrainedModel):
             position_ids = self._default_positions(attention_mask, inputs_embeds, self_cache)
 
         hidden_states = self._embed(inputs_embeds, position_ids, token_type_ids)
+        del inputs_embeds  # no layer needs a long text's
         position_embeddings = self.positions.rotation(hidden_states, position_ids)
         biases = {
             kind: self._attention_bias(kind, attention_mask, hidden_states, position_ids, self_cache, kwargs)
@@ -412,9 +420,10 @@ class BaichuanModel(BaichuanPreTrainedModel):
                 position_ids=position_ids,
                 **self.positions.mask_options(hidden_states, kwargs),
             )
-        return self.positions.bias(
+        mask, options = self.positions.bias(
             mask, hidden_states=hidden_states, past_key_values=past_key_values, layer_idx=layer_idx, **kwargs
         )
+        return mask_of_a_step(mask, hidden_states, self.config), options
 
 
 class BaichuanForCausalLM(BaichuanPreTrainedModel, GenerationMixin):
