@@ -151,7 +151,7 @@ class BaichuanAttention(HeadedAttention):
                 return heads.chunk(3, dim=1)
             # Queries and keys are rotated as one: of a single token, launching takes longer than computing.
             num_heads = heads.shape[1] // 3
-            turned, value = heads.split([2 * num_heads, num_heads], dim=1)
+            turned, value = heads.split_with_sizes([2 * num_heads, num_heads], dim=1)
             return *rotate(turned, *rotation).chunk(2, dim=1), value
         projections = (self.q_proj, self.k_proj, self.v_proj)
         query, key, value = (self.split_heads(project(hidden_states)) for project in projections)

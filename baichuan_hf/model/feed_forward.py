@@ -42,10 +42,15 @@ class GatedFeedForward(nn.Module):
         self.act_fn = ACT2FN[activation]
 
     def forward(self, hidden_states: Tensor) -> Tensor:
+        if self._is_long(hidden_states):
+            parts = [self._transform(part) for part in hidden_states.split(TOKENS_AT_ONCE, dim=-2)]
+            return torch.cat(parts, dim=-2)
+        return self._transform(hidden_states)
+
+    def _is_long(self, hidden_states: Tensor) -> bool:
         if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return self._transform(hidden_states)
-        parts = [self._transform(part) for part in hidden_states.split(TOKENS_AT_ONCE, dim=-2)]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-2)
+            return False
+        return hidden_states.shape[-2] > TOKENS_AT_ONCE
 
     def _transform(self, hidden_states: Tensor) -> Tensor:
         gate, up = self.gate_proj(hidden_states), self.up_proj(hidden_states)

@@ -335,7 +335,8 @@ class BaichuanModel(BaichuanPreTrainedModel):
             if self.config.add_cross_attention:
                 past_key_values = EncoderDecoderCache(past_key_values, DynamicCache())
 
-        for layer, kind in zip(self.layers[: self.config.num_hidden_layers], self.config.layer_types, strict=False):
+        # A slice of the list of layers would be built in every step.
+        for layer, kind in zip(self.layers, self.config.layer_types[: self.config.num_hidden_layers], strict=False):
             mask, bias_kwargs = biases[kind]
             # The mask in place: reentrant checkpointing gives gradients to positional arguments only.
             hidden_states = layer(
