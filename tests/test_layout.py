@@ -114,7 +114,7 @@ CLI_OPTIONS = {
         "--shape",
         "--way",
     },
-    "bench load": {"--device", "--rounds", "--rows", "--shape"},
+    "bench load": {"--device", "--model", "--rounds", "--rows", "--shape"},
     "bench loss": {"--device", "--hidden-size", "--rounds", "--rows", "--tokens", "--vocab-size"},
     "bench memory": {
         "--case",
@@ -141,6 +141,7 @@ CLI_OPTIONS = {
     "bench quantization": {
         "--device",
         "--eval-file",
+        "--group-size",
         "--head",
         "--method",
         "--model",

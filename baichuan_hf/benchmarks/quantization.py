@@ -30,8 +30,7 @@ from .timing import interleaved
 UNQUANTISED = "none"
 # Tokens of the text that is read, and of the one that others are written behind.
 READ, PROMPT = 512, 16
-# Inputs that share a scale, in methods that have groups: divides the widths of the tiny checkpoints as of others.
-GROUP_SIZE = 32
+GROUP_SIZE = 32  # divides the widths of the tiny checkpoints, too
 
 
 class Candidate(NamedTuple):
@@ -53,6 +52,7 @@ def measure_quantization(
     head: bool = False,
     texts: Sequence[str] = (),
     eval_file: Path | None = None,
+    group_size: int = GROUP_SIZE,
     static: bool = False,
     new_tokens: int = 32,
     rounds: int = 5,
@@ -70,6 +70,7 @@ def measure_quantization(
         head: whether to measure each with the head quantised, too.
         texts: for `gptq`.
         eval_file: plain text that bits per byte are of; None: the half pages that every copy of the package has.
+        group_size: inputs that share a scale, in methods that have groups.
         static: generate with a static cache, which transformers compiles on a GPU.
         new_tokens: to generate; with a static cache a few tokens say little, as every call records its step anew.
         rounds: turns, of which the median counts.
@@ -86,10 +87,10 @@ def measure_quantization(
     wanted = [(UNQUANTISED, False), *((method, part) for method in methods for part in ([False, True][: 1 + head]))]
     with tempfile.TemporaryDirectory() as folder:
         if model is not None:
-            found = _folders(model, wanted, texts, device, Path(folder), report)
+            found = _folders(model, wanted, texts, group_size, device, Path(folder), report)
         else:
             check_choices("shape", [shape or ""], SHAPES)
-            found = _shapes(shape or "", wanted, device, report)
+            found = _shapes(shape or "", wanted, group_size, device, report)
         candidates = list(found)
     names = [f"{candidate.method}{' head' if candidate.head else ''}" for candidate in candidates]
     actions = {}
@@ -122,6 +123,7 @@ def _folders(
     source: str,
     wanted: list[tuple[str, bool]],
     texts: Sequence[str],
+    group_size: int,
     device: torch.device,
     folder: Path,
     report: Callable[[str], None],
@@ -131,7 +133,7 @@ def _folders(
         if method != UNQUANTISED:
             made = folder / f"{method}-{head}"
             try:
-                settings: dict[str, Any] = {"group_size": GROUP_SIZE, "texts": texts, "device": str(device)}
+                settings: dict[str, Any] = {"group_size": group_size, "texts": texts, "device": str(device)}
                 left = quantize_folder(source, made, method=method, head=head, **settings).left
             except (ImportError, ValueError) as error:
                 report(f"{method}: not measured: {error}")
@@ -141,7 +143,11 @@ def _folders(
 
 
 def _shapes(
-    shape: str, wanted: list[tuple[str, bool]], device: torch.device, report: Callable[[str], None]
+    shape: str,
+    wanted: list[tuple[str, bool]],
+    group_size: int,
+    device: torch.device,
+    report: Callable[[str], None],
 ) -> Iterator[Candidate]:
     # As after folding: a plain head, so that it can be quantised or not.
     config = BaichuanConfig(**SHAPES[shape], normalize_lm_head=False, dtype="bfloat16")
@@ -151,8 +157,8 @@ def _shapes(
     for method, head in wanted[1:]:
         before = _allocated(device)
         try:
-            left = suitable_layers(model, method, GROUP_SIZE)[1]
-            settings = quantization_config(method, skip=skipped(left, head=head), group_size=GROUP_SIZE)
+            left = suitable_layers(model, method, group_size)[1]
+            settings = quantization_config(method, skip=skipped(left, head=head), group_size=group_size)
             quantised = BaichuanForCausalLM.from_pretrained(
                 None,
                 config=copy.deepcopy(config),

@@ -11,13 +11,14 @@ from .options import Device, Rows, command_line, pick_device
 def quantization(
     rows: Rows = Path("outputs/bench/quantization.csv"),
     model: Annotated[str | None, typer.Option(help="Folder of a model, or `tiny`.")] = None,
-    shape: Annotated[str | None, typer.Option(help="In place of it random weights: tiny, 1b or 7b.")] = None,
+    shape: Annotated[str | None, typer.Option(help="In place of it random weights: tiny, 1b, 7b or 13b.")] = None,
     method: Annotated[
         list[str] | None, typer.Option(help="As of `quantize`; may be given often. By default all.")
     ] = None,
     head: Annotated[bool, typer.Option("--head", help="Each with the head quantised, too.")] = False,
     text_file: Annotated[str | None, typer.Option(help="Texts that gptq fits the weights to.")] = None,
     eval_file: Annotated[Path | None, typer.Option(help="Plain text to measure on.")] = None,
+    group_size: Annotated[int, typer.Option(min=8, help="Inputs that share a scale, where a method has groups.")] = 32,
     static: Annotated[bool, typer.Option("--static", help="Write with a static cache; on a GPU compiled.")] = False,
     new_tokens: Annotated[int, typer.Option(min=1, help="To write.")] = 32,
     rounds: Annotated[int, typer.Option(min=1, help="Turns, of which the median counts.")] = 5,
@@ -39,6 +40,7 @@ def quantization(
         head=head,
         texts=read_texts(text_file, "text", 128) if text_file else (),
         eval_file=eval_file,
+        group_size=group_size,
         static=static,
         new_tokens=new_tokens,
         rounds=rounds,
