@@ -58,7 +58,15 @@ class GatedFeedForward(nn.Module):
             from .triton_kernels import SiluMul
 
             return self.down_proj(SiluMul.apply(gate, up))
-        return self.down_proj(self.act_fn(gate) * up)
+        return self.down_proj(_written(self.act_fn(gate) * up))
+
+
+def _written(states: Tensor) -> Tensor:
+    """`states`, which torch.compile shall write to memory: a single token's it would compute anew for every row of the
+    matrix that they are multiplied with."""
+    if not torch.compiler.is_compiling() or torch.compiler.is_exporting() or states.shape[:-1].numel() != 1:
+        return states
+    return states.as_strided(states.shape, states.stride())
 
 
 FEED_FORWARDS: dict[bool, type[FeedForward | GatedFeedForward]] = {False: FeedForward, True: GatedFeedForward}
