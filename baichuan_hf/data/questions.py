@@ -1,6 +1,7 @@
 """Questions about texts, whose answers are parts of the text: rows, windows for a model, and the best span."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,8 @@ def encode_question(
 
     Returns:
         Lists with an element for each window: `input_ids` and what else the tokenizer gives; `offsets`, (T, 2), the
-        characters [first, end) of `context` that a token spells, (-1, -1) for those that spell none of it.
+        characters [first, end) of `context` that a token spells, (-1, -1) for those that spell none of it, or a
+        part of a character, the rest of which is in another window.
 
     Raises:
         ValueError: `max_length` or `doc_stride` does not fit, see `check_windows`.
@@ -107,12 +109,22 @@ def encode_question(
         [place if part == 1 else (-1, -1) for place, part in zip(window, encoded.sequence_ids(index), strict=True)]
         for index, window in enumerate(encoded.pop("offset_mapping"))
     ]
+    _leave_out_halves(offsets, doc_stride)
     windows = dict(encoded)
     end = tokenizer.convert_tokens_to_ids(tokenizer.eos_token or tokenizer.sep_token)
     for name, last in (("input_ids", end), ("attention_mask", 1), ("token_type_ids", 1)):
         if name in windows:
             windows[name] = [[*window, last] for window in windows[name]]
     return windows | {"offsets": [[*window, (-1, -1)] for window in offsets]}
+
+
+def _leave_out_halves(offsets: list[list[Any]], doc_stride: int) -> None:
+    """Mark the tokens of characters that the ends of windows cut: what is no token itself is one for each byte."""
+    places = [[place for place in window if place[0] >= 0] for window in offsets]
+    tokens = Counter(place for index, window in enumerate(places) for place in window[doc_stride if index else 0 :])
+    for window, inside in zip(offsets, places, strict=True):
+        halves = {place for place in {*inside[:1], *inside[-1:]} if inside.count(place) < tokens[place]}
+        window[:] = [(-1, -1) if place in halves else place for place in window]
 
 
 def find_tokens(offsets: Sequence[Sequence[int]], span: tuple[int, int] | None) -> tuple[int, int]:

@@ -73,11 +73,8 @@ def test_an_answer_is_found_where_it_is_said_to_stand(texts, starts, span):
 CONTEXTS = st.text(alphabet="北京大𪚥😀龘 ab\n，", min_size=1, max_size=80)
 
 
-@settings(max_examples=100, deadline=None)
-@given(context=CONTEXTS, data=st.data())
-def test_every_answer_is_spelt_by_the_tokens_of_a_window(tokenizer, context, data):
-    first = data.draw(st.integers(0, len(context) - 1))
-    last = data.draw(st.integers(first + 1, min(first + 3, len(context))))
+def assert_spelt(tokenizer, context, first, last):
+    """The characters [first, last) in all windows that find them, which are one at least."""
     windows = encode_question("谁？", context, tokenizer, max_length=48, doc_stride=16)
     assert all(len(ids) <= 48 for ids in windows["input_ids"])
     holding = 0
@@ -96,6 +93,22 @@ def test_every_answer_is_spelt_by_the_tokens_of_a_window(tokenizer, context, dat
         spelt = tokenizer.decode(ids[begin : end + 1])
         assert context[first:last].strip() in spelt
     assert holding >= 1
+
+
+@settings(max_examples=100, deadline=None)
+@given(context=CONTEXTS, data=st.data())
+def test_every_answer_is_spelt_by_the_tokens_of_a_window(tokenizer, context, data):
+    first = data.draw(st.integers(0, len(context) - 1))
+    last = data.draw(st.integers(first + 1, min(first + 3, len(context))))
+    assert_spelt(tokenizer, context, first, last)
+
+
+@pytest.mark.parametrize("before", range(15, 20))
+def test_characters_that_the_end_of_a_window_cuts(tokenizer, before):
+    """Each is several tokens, one for each of its bytes."""
+    context = "a" * before + "龘" * 4 + "😀" * 4
+    for first in range(len(context)):
+        assert_spelt(tokenizer, context, first, first + 1)
 
 
 def test_question_first_then_text_then_end(tokenizer):
