@@ -79,6 +79,17 @@ def test_alibi_attention_by_its_formula(scaling, length, attention):
     assert (seen["output"][0] - expected).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-5), (torch.float32, 1e-4)])
+def test_a_long_text_without_a_mask_of_heads(dtype, tolerance):
+    """Against the mask that eager attention has, in float64."""
+    model, ids = make(max_position_embeddings=2048), torch.randint(3, 128, (1, 1100))
+    with torch.no_grad():
+        logits = model.to(dtype)(ids).logits.double()
+        model.set_attn_implementation("eager")
+        expected = model.double()(ids).logits
+    assert (logits - expected).abs().max() < tolerance * expected.std()
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
