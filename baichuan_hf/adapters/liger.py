@@ -68,8 +68,8 @@ def _rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     from liger_kernel.transformers.rope import liger_rotary_pos_emb
 
     # It reads the first half of the sine only, whose sign is not turned. It takes queries and keys, which here are
-    # one: what it gets for the keys is a copy of one head.
-    return liger_rotary_pos_emb(states, states[:, :1], cos, sin)[0]
+    # one: what it gets for the keys is a copy of one head, as it writes to what it gets.
+    return liger_rotary_pos_emb(states, states[:, :1].clone(), cos, sin)[0]
 
 
 def _linear_cross_entropy(
