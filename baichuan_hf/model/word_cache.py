@@ -24,8 +24,9 @@ from .sentencepiece_model import SPACE
 SEPARATOR = "\0"
 # Neighbours are known by a hash of so many bits: where two pairs collide there is a cut less, and no harm.
 PAIR_BITS = 20
-# Words of so many bytes are found by these in a table of so many slots, longer ones and those left over in a dict.
-KEY_BYTES, SLOT_BITS = 16, 19
+# Words of so many bytes are found by these in a table of so many slots (64 MiB, as few words shall want the same one),
+# longer ones and those left over in a dict.
+KEY_BYTES, SLOT_BITS = 16, 21
 # Bytes of words after which the cache begins anew; characters of the texts that are looked up together; unknown words
 # that are encoded together.
 CAPACITY, CHUNK, PART = 1 << 22, 1 << 16, 256
