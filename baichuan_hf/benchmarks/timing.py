@@ -70,7 +70,7 @@ def times_as_fast(times: Mapping[str, list[float]], seconds: list[float]) -> str
 
 
 def milliseconds(seconds: list[float]) -> dict[str, str]:
-    """The columns `ms`, the median, and `ms_p20` and `ms_p80` around it."""
-    low, *_, high = statistics.quantiles(seconds, n=5) if len(seconds) > 1 else seconds * 2
+    """The columns `ms`, the median, and `ms_p20` and `ms_p80` around it, never beyond the values."""
+    low, *_, high = statistics.quantiles(seconds, n=5, method="inclusive") if len(seconds) > 1 else seconds * 2
     values = {"ms": statistics.median(seconds), "ms_p20": low, "ms_p80": high}
     return {name: f"{1000 * value:.3f}" for name, value in values.items()}

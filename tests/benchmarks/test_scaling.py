@@ -54,7 +54,7 @@ def test_actions_take_turns_and_the_first_round_does_not_count():
 
 
 def test_milliseconds_are_median_and_spread():
-    assert milliseconds([0.003, 0.001, 0.002]) == {"ms": "2.000", "ms_p20": "0.800", "ms_p80": "3.200"}
+    assert milliseconds([0.003, 0.001, 0.002]) == {"ms": "2.000", "ms_p20": "1.400", "ms_p80": "2.600"}
     assert milliseconds([0.001]) == {"ms": "1.000", "ms_p20": "1.000", "ms_p80": "1.000"}
 
 
