@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -174,23 +174,34 @@ def inference_table(rows: Path) -> Table:
 
 
 def draw_inference(rows: Path, picture: Path) -> None:
-    """The share of the ceiling of every row as a bar: of bandwidth for decoding, of matrix products for prefill.
+    """The share of the ceiling of every row as a bar, the peer's in grey: of bandwidth for decoding, of matrix
+    products for prefill.
 
     Raises:
         ImportError: matplotlib is not installed.
     """
     pyplot = import_pyplot()
     found = read_rows(rows)
-    names = [
-        f"{row['case']} {row['shape']}, {row['model']}, {row['way'] or row['tokens']}, batch {row['batch_size']}"
-        for row in found
-    ]
-    figure, axis = pyplot.subplots(figsize=(8, 1 + 0.3 * len(found)), layout="constrained")
-    colours = ["tab:grey" if row["model"] == PEER else "tab:blue" for row in found]
-    axis.barh(names, [float(row["share_of_ceiling"]) for row in found], color=colours)
+    figure, axis = pyplot.subplots(figsize=(9, 1.2 + 0.3 * len(found)), layout="constrained")
+    for label, colour, is_peer in (("peer", "tab:grey", True), ("baichuan-hf", "tab:blue", False)):
+        places = [place for place, row in enumerate(found) if (row["model"] == PEER) is is_peer]
+        shares = [float(found[place]["share_of_ceiling"]) for place in places]
+        bars = axis.barh(places, shares, color=colour, label=label)
+        ceilings = [found[place]["ceiling"] for place in places]
+        ends = [f"{share:.0%} of {ceiling}" for share, ceiling in zip(shares, ceilings, strict=True)]
+        axis.bar_label(bars, ends, padding=3, fontsize=8)
+    axis.set_yticks(range(len(found)), [_case(row) for row in found])
     axis.invert_yaxis()
-    axis.set(xlim=(0, 1), xlabel="share of the ceiling measured in the same run")
+    axis.set(xlim=(0, 1), xlabel="share of what a copy or a matrix product reached in the run")
+    axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
     figure.savefig(picture, dpi=150)
+    pyplot.close(figure)
+
+
+def _case(row: Mapping[str, str]) -> str:
+    """What a row is of, in few words."""
+    what = f"{row['way']} step" if row["way"] else f"{row['tokens']} tokens"
+    return f"{row['case']}, {row['shape']}, {what}, batch {row['batch_size']}: {row['model']}"
 
 
 def _knowing(way: str, models: Sequence[str]) -> list[str]:
