@@ -230,7 +230,7 @@ def _row(
     rate = case.batch_size * case.length / statistics.median(seconds)
     # Each step with the peer's in the same round.
     speed = statistics.median(theirs / ours for theirs, ours in zip(peer, seconds, strict=True))
-    share = f"{_training_flops(case, case.variants[variant]) * rate / ceiling:.3f}"
+    share = f"{_training_flops(case, case.variants[variant]) * rate / ceiling:.3g}"
     return {
         "case": name,
         "variant": variant,

@@ -40,7 +40,7 @@ def test_models_take_turns_and_a_failure_does_not_stop_the_others(tmp_path):
     for row in rows.values():
         assert float(row["speed"]) > 0
         assert int(row["tokens_per_second"]) == pytest.approx(2 * 16 * 1000 / float(row["ms"]), rel=0.01)
-        assert 0 <= float(row["share_of_ceiling"]) < 1  # of such a small model 0.000 on a busy machine
+        assert 0 < float(row["share_of_ceiling"]) < 1
         assert 5 < float(row["loss"]) < 7  # 512 words, random weights
         assert (row["shape"], row["command"]) == ("tiny", "bench")
 
