@@ -31,8 +31,8 @@ def measure_loading(
     command: str = "",
     report: Callable[[str], None] = print,
 ) -> None:
-    """Append a row for every model: `from_pretrained` of bfloat16 weights that lie in the file cache, in turns, and how
-    long the first token of a prompt of 16 takes after it.
+    """Append a row for every model: `from_pretrained` of bfloat16 weights that lie in the file cache, in turns, and
+    how long the first token of a prompt of 16 takes after it.
 
     Args:
         rows: ROWS.csv.
