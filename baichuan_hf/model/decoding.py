@@ -19,6 +19,7 @@ from transformers.masking_utils import create_masks_for_generate
 from transformers.utils import logging
 
 from .lm_head import NormHead
+from .weight_only import classes_swapped, weight_only_classes
 
 
 logger = logging.get_logger(__name__)
@@ -109,6 +110,7 @@ class PartwiseCompiled:
         self.model = model
         self.whole = whole
         self.head: nn.Module = model.get_output_embeddings()
+        self.classes = weight_only_classes(model)
         layers = model.base_model.get_submodule("layers")
         run_layer, run_head = (torch.compile(run, **compile_config.to_dict()) for run in (_run_layer, _run_head))
         self.forwards = {
@@ -123,7 +125,8 @@ class PartwiseCompiled:
             for part, forward in self.forwards.items():
                 part.forward = forward
             # What is compiled cannot see whether the weight changes: it does not, in a step.
-            with self.head.holding_norms() if isinstance(self.head, NormHead) else nullcontext():
+            norms = self.head.holding_norms() if isinstance(self.head, NormHead) else nullcontext()
+            with norms, classes_swapped(self.classes):
                 return self.model(**inputs)
         finally:
             for part in self.forwards:

@@ -28,6 +28,11 @@ def use_triton(*tensors: Tensor) -> bool:
     return not first.is_cuda or first.numel() >= MIN_SIZE or torch.cuda.is_current_stream_capturing()
 
 
+def runs_triton(device: torch.device) -> bool:
+    """Whether kernels written for NVIDIA's GPUs run on this device."""
+    return ((device.type == "cuda" and torch.version.hip is None) or _interprets()) and _has_triton()
+
+
 @cache
 def _has_triton() -> bool:
     return find_spec("triton") is not None

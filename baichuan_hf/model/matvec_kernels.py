@@ -1,0 +1,384 @@
+"""Triton kernels for one token's products with weights of 8 and 4 bits: what torchao leaves to torch.compile and to
+tinygemm, which read such weights at half the bandwidth of a GPU.
+
+What a thread multiplies it loads in one form, so that nothing goes through shared memory: a word of four bytes with
+four inputs, or a word of eight nibbles with a number of each of eight planes, of which plane i holds what nibble i is
+multiplied with.
+
+Shape legend: N outputs, K inputs, G inputs that share a scale.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import Tensor
+
+
+try:  # transformers asks readers of remote code for whatever is imported outside of a `try`
+    import triton
+    import triton.language as tl
+except ImportError:
+    raise
+
+
+# The interpreter, which runs kernels on a CPU, has no PTX.
+INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+
+
+@triton.jit
+def _load(pointer, inside, EVEN: tl.constexpr):
+    return tl.load(pointer) if EVEN else tl.load(pointer, mask=inside, other=0)
+
+
+@triton.jit
+def _low(pair):
+    """The first bfloat16 of a 32-bit word, in float32."""
+    return (pair << 16).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _high(pair):
+    return (pair & -65536).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _bytes(words):
+    """Unsigned bytes, each in the low bits of a float32 that is 2^23 without it: one instruction each, where a
+    conversion takes four times as long."""
+    if INTERPRETED:
+        first = ((words & 255) | 0x4B000000).to(tl.float32, bitcast=True)
+        second = (((words >> 8) & 255) | 0x4B000000).to(tl.float32, bitcast=True)
+        third = (((words >> 16) & 255) | 0x4B000000).to(tl.float32, bitcast=True)
+        fourth = (((words >> 24) & 255) | 0x4B000000).to(tl.float32, bitcast=True)
+        return first, second, third, fourth
+    else:
+        return tl.inline_asm_elementwise(
+            "prmt.b32 $0, $4, 0x4B000000, 0x7540; prmt.b32 $1, $4, 0x4B000000, 0x7541;"
+            "prmt.b32 $2, $4, 0x4B000000, 0x7542; prmt.b32 $3, $4, 0x4B000000, 0x7543;",
+            "=r,=r,=r,=r,r",
+            [words],
+            dtype=(tl.float32, tl.float32, tl.float32, tl.float32),
+            is_pure=True,
+            pack=1,
+        )
+
+
+@triton.jit
+def _nibbles(words):
+    """128 + the low nibbles of the four bytes, whose high ones are zero."""
+    if INTERPRETED:
+        first = (((words & 255) << 16) | 0x43000000).to(tl.float32, bitcast=True)
+        second = ((((words >> 8) & 255) << 16) | 0x43000000).to(tl.float32, bitcast=True)
+        third = ((((words >> 16) & 255) << 16) | 0x43000000).to(tl.float32, bitcast=True)
+        fourth = ((((words >> 24) & 255) << 16) | 0x43000000).to(tl.float32, bitcast=True)
+        return first, second, third, fourth
+    else:
+        return tl.inline_asm_elementwise(
+            "prmt.b32 $0, $4, 0x43000000, 0x7044; prmt.b32 $1, $4, 0x43000000, 0x7144;"
+            "prmt.b32 $2, $4, 0x43000000, 0x7244; prmt.b32 $3, $4, 0x43000000, 0x7344;",
+            "=r,=r,=r,=r,r",
+            [words],
+            dtype=(tl.float32, tl.float32, tl.float32, tl.float32),
+            is_pure=True,
+            pack=1,
+        )
+
+
+@triton.jit
+def _dot_int8(words, x_0, x_1, x_2, x_3):
+    """Of signed bytes, which 128 makes unsigned."""
+    w_0, w_1, w_2, w_3 = _bytes(words ^ -0x7F7F7F80)
+    offset: tl.constexpr = 8388608.0 + 128.0
+    return (w_0 - offset) * x_0 + (w_1 - offset) * x_1 + (w_2 - offset) * x_2 + (w_3 - offset) * x_3
+
+
+@triton.jit
+def _int8_kernel(
+    inputs,
+    weight,
+    scale,
+    up_weight,
+    up_scale,
+    out,
+    SIZE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    EVEN: tl.constexpr,
+    GATED: tl.constexpr,
+):
+    """A program four rows: of the weight, or two of both weights if GATED. inputs: (SIZE,), four bfloat16 each, SIZE =
+    K / 4; weights: (N, SIZE), four bytes each; scales: (N,). out: (N,), of silu(gate) * up if GATED.
+
+    Rows are tensors of their own, so that all that is loaded has one shape, and with it the same threads.
+    """
+    first = tl.program_id(0) * (2 if GATED else 4)
+    row_0 = weight + first.to(tl.int64) * SIZE
+    row_1 = row_0 + SIZE
+    row_2 = up_weight + first.to(tl.int64) * SIZE if GATED else row_0 + 2 * SIZE
+    row_3 = row_2 + SIZE
+    columns = tl.arange(0, BLOCK)
+    total_0 = tl.zeros((BLOCK,), tl.float32)
+    total_1 = tl.zeros((BLOCK,), tl.float32)
+    total_2 = tl.zeros((BLOCK,), tl.float32)
+    total_3 = tl.zeros((BLOCK,), tl.float32)
+    for _ in range(0, SIZE, BLOCK):
+        inside = columns < SIZE
+        words_0 = _load(row_0 + columns, inside, EVEN)
+        words_1 = _load(row_1 + columns, inside, EVEN)
+        words_2 = _load(row_2 + columns, inside, EVEN)
+        words_3 = _load(row_3 + columns, inside, EVEN)
+        x = _load(inputs + columns, inside, EVEN)
+        low, high = x.to(tl.int32), (x >> 32).to(tl.int32)
+        x_0, x_1, x_2, x_3 = _low(low), _high(low), _low(high), _high(high)
+        total_0 += _dot_int8(words_0, x_0, x_1, x_2, x_3)
+        total_1 += _dot_int8(words_1, x_0, x_1, x_2, x_3)
+        total_2 += _dot_int8(words_2, x_0, x_1, x_2, x_3)
+        total_3 += _dot_int8(words_3, x_0, x_1, x_2, x_3)
+        columns += BLOCK
+    scales_2 = up_scale + first if GATED else scale + first + 2
+    result_0 = tl.sum(total_0) * tl.load(scale + first).to(tl.float32)
+    result_1 = tl.sum(total_1) * tl.load(scale + first + 1).to(tl.float32)
+    result_2 = tl.sum(total_2) * tl.load(scales_2).to(tl.float32)
+    result_3 = tl.sum(total_3) * tl.load(scales_2 + 1).to(tl.float32)
+    if GATED:
+        tl.store(out + first, result_0 * tl.sigmoid(result_0) * result_2)
+        tl.store(out + first + 1, result_1 * tl.sigmoid(result_1) * result_3)
+    else:
+        tl.store(out + first, result_0)
+        tl.store(out + first + 1, result_1)
+        tl.store(out + first + 2, result_2)
+        tl.store(out + first + 3, result_3)
+
+
+@triton.jit
+def _scaled(total, inputs, pair, GROUP: tl.constexpr):
+    """Sums over the words of a thread with scale and zero: ((128 + q) - 136) * scale + zero, times x.
+    (1, QUADS, 4) -> (1, QUADS)."""
+    scale = _low(pair)
+    zero = _high(pair) - 136.0 * scale
+    if GROUP >= 128:
+        return tl.sum(total, 2) * scale + tl.sum(inputs, 2) * zero
+    else:
+        return tl.sum(total * scale + inputs * zero, 2)
+
+
+@triton.jit
+def _load_pairs(pairs, stride, quads, inside, GROUP: tl.constexpr, EVEN: tl.constexpr):
+    """Scale and zero of every word, or of four where they share it."""
+    pairs += quads % 32 // 4
+    if GROUP >= 128:
+        return _load(pairs + quads // (GROUP // 4) * stride, inside, EVEN)
+    else:
+        pairs += quads // 32 * (128 // GROUP) * stride
+        step: tl.constexpr = 1 if GROUP == 32 else 0
+        first = _load(pairs, inside, EVEN)
+        second = _load(pairs + step * stride, inside, EVEN)
+        third = _load(pairs + (1 + step) * stride, inside, EVEN)
+        fourth = _load(pairs + (1 + 2 * step) * stride, inside, EVEN)
+        return tl.join(tl.join(first, third), tl.join(second, fourth)).reshape(1, quads.shape[1], 4)
+
+
+@triton.jit
+def _rows(total, QUADS: tl.constexpr):
+    """Four lanes of 32 share a row: (1, QUADS) -> (8,)."""
+    return tl.sum(tl.sum(total.reshape(QUADS // 32, 8, 4), 2), 0)
+
+
+@triton.jit
+def _int4_kernel(
+    planes,
+    weight,
+    pairs,
+    up_weight,
+    up_pairs,
+    out,
+    num_rows,
+    stride,
+    SIZE: tl.constexpr,
+    PADDED: tl.constexpr,
+    GROUP: tl.constexpr,
+    QUADS: tl.constexpr,
+    EVEN: tl.constexpr,
+    GATED: tl.constexpr,
+):
+    """A program two tiles of eight rows, which share the inputs: of both weights if GATED, else of one.
+
+    planes: (8, SIZE), SIZE = K / 8; weights: (N / 8, PADDED) words in tinygemm's order, 128 inputs a block of 32 times
+    4 words, of which lane l has those of row l / 4; pairs: (K / G, stride) words of scale and zero. out: (N,), or
+    (8, N / 8) of silu(gate) * up if GATED.
+    """
+    tile = tl.program_id(0)
+    up_tile = tile if GATED else tile + tl.num_programs(0)
+    weight += tile.to(tl.int64) * PADDED
+    up_weight += up_tile.to(tl.int64) * PADDED
+    pairs += tile * 8
+    up_pairs += up_tile * 8
+    quads = tl.arange(0, QUADS)[None, :]
+    words = tl.arange(0, 4)[None, None, :]
+    total = tl.zeros((1, QUADS), tl.float32)
+    up_total = tl.zeros((1, QUADS), tl.float32)
+    for _ in range(0, 2 * SIZE, QUADS):
+        inside = quads < 2 * SIZE
+        wide = quads[:, :, None]
+        wide_inside = inside[:, :, None]
+        v = _load(weight + (wide * 4 + words), wide_inside, EVEN)
+        u = _load(up_weight + (wide * 4 + words), wide_inside, EVEN)
+        pair = _load_pairs(pairs, stride, quads, inside, GROUP, EVEN)
+        up_pair = _load_pairs(up_pairs, stride, quads, inside, GROUP, EVEN)
+        v_0, v_2, v_4, v_6 = _nibbles(v & 0x0F0F0F0F)
+        v_1, v_3, v_5, v_7 = _nibbles((v >> 4) & 0x0F0F0F0F)
+        u_0, u_2, u_4, u_6 = _nibbles(u & 0x0F0F0F0F)
+        u_1, u_3, u_5, u_7 = _nibbles((u >> 4) & 0x0F0F0F0F)
+        x = planes + ((wide // 32 * 4 + wide % 4) * 4 + words)
+        # One plane at a time: all eight would not fit into the registers.
+        p = _load(x, wide_inside, EVEN)
+        a, b, inputs = v_0 * p, u_0 * p, p
+        p = _load(x + SIZE, wide_inside, EVEN)
+        a, b, inputs = a + v_1 * p, b + u_1 * p, inputs + p
+        p = _load(x + 2 * SIZE, wide_inside, EVEN)
+        a, b, inputs = a + v_2 * p, b + u_2 * p, inputs + p
+        p = _load(x + 3 * SIZE, wide_inside, EVEN)
+        a, b, inputs = a + v_3 * p, b + u_3 * p, inputs + p
+        p = _load(x + 4 * SIZE, wide_inside, EVEN)
+        a, b, inputs = a + v_4 * p, b + u_4 * p, inputs + p
+        p = _load(x + 5 * SIZE, wide_inside, EVEN)
+        a, b, inputs = a + v_5 * p, b + u_5 * p, inputs + p
+        p = _load(x + 6 * SIZE, wide_inside, EVEN)
+        a, b, inputs = a + v_6 * p, b + u_6 * p, inputs + p
+        p = _load(x + 7 * SIZE, wide_inside, EVEN)
+        a, b, inputs = a + v_7 * p, b + u_7 * p, inputs + p
+        total += _scaled(a, inputs, pair, GROUP)
+        up_total += _scaled(b, inputs, up_pair, GROUP)
+        quads += QUADS
+    result, up_result = _rows(total, QUADS), _rows(up_total, QUADS)
+    rows = tile * 8 + tl.arange(0, 8)
+    if GATED:
+        plane = rows % 2 * 4 + rows // 16 % 2 * 2 + rows // 8 % 2
+        column = rows // 128 * 16 + rows // 2 % 4 * 4 + rows // 32 % 4
+        tl.store(out + plane * (num_rows // 8) + column, result * tl.sigmoid(result) * up_result)
+    else:
+        tl.store(out + rows, result)
+        tl.store(out + up_tile * 8 + tl.arange(0, 8), up_result)
+
+
+def int4_planes(inputs: Tensor) -> Tensor:
+    """(K,) -> (8, K / 8) in float32, in the order of tinygemm's nibbles: of 32 inputs a word has a neighbouring pair
+    in each eight, the odd ones last."""
+    return inputs.float().view(-1, 4, 2, 2, 4, 2).permute(5, 2, 3, 0, 4, 1).reshape(8, -1)
+
+
+def _launch_int8(inputs: Tensor, weights: list[Tensor], scales: list[Tensor]) -> Tensor:
+    num_rows, size = weights[0].shape[0], weights[0].shape[1] // 4
+    words = [weight.view(torch.int32) for weight in weights]
+    block = min(1024, triton.next_power_of_2(size))
+    out = inputs.new_empty(num_rows)
+    with torch.cuda.device_of(inputs):
+        _int8_kernel[(num_rows * len(weights) // 4,)](
+            inputs.contiguous().view(torch.int64),
+            words[0],
+            scales[0],
+            words[-1],
+            scales[-1],
+            out,
+            SIZE=size,
+            BLOCK=block,
+            EVEN=size % block == 0,
+            GATED=len(weights) == 2,
+            num_warps=4,
+        )
+    return out
+
+
+def _launch_int4(planes: Tensor, weights: list[Tensor], pairs: list[Tensor], out: Tensor) -> Tensor:
+    gated = len(weights) == 2
+    size, tiles, blocks = planes.shape[1], weights[0].shape[0], weights[0].shape[1]
+    even = size % 512 == 0
+    words = [pair.view(torch.int32) for pair in pairs]
+    with torch.cuda.device_of(planes):
+        _int4_kernel[(tiles if gated else tiles // 2,)](
+            planes.contiguous(),
+            weights[0],
+            words[0],
+            weights[-1],
+            words[-1],
+            out,
+            8 * tiles,
+            pairs[0].shape[1],
+            SIZE=size,
+            PADDED=128 * blocks,
+            GROUP=128 * blocks // pairs[0].shape[0],
+            QUADS=min(1024 if even else 512, triton.next_power_of_2(2 * size)),
+            EVEN=even,
+            GATED=gated,
+            num_warps=8,
+            maxnreg=128 if even else None,
+        )
+    return out
+
+
+@torch.library.custom_op("baichuan_hf::int8_matvec", mutates_args=())
+def int8_matvec(inputs: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    """(weight @ inputs) * scale.
+
+    Args:
+        inputs: (K,), bfloat16.
+        weight: (N, K), int8; K and N multiples of 4.
+        scale: (N,) or (N, 1).
+
+    Returns:
+        (N,), bfloat16.
+    """
+    return _launch_int8(inputs, [weight], [scale])
+
+
+@torch.library.custom_op("baichuan_hf::int8_gated_matvec", mutates_args=())
+def int8_gated_matvec(
+    inputs: Tensor, gate_weight: Tensor, gate_scale: Tensor, up_weight: Tensor, up_scale: Tensor
+) -> Tensor:
+    """silu(gate) * up of two such products: (N,), bfloat16."""
+    return _launch_int8(inputs, [gate_weight, up_weight], [gate_scale, up_scale])
+
+
+@torch.library.custom_op("baichuan_hf::int4_matvec", mutates_args=())
+def int4_matvec(planes: Tensor, weight: Tensor, pairs: Tensor) -> Tensor:
+    """The product with a weight that `torch.ops.aten._weight_int4pack_mm` takes.
+
+    Args:
+        planes: (8, K / 8) of x, see `int4_planes`.
+        weight: (N / 8, K' / 128, 32, 4), int32; K' at least K, which is a multiple of 128; N one of 16.
+        pairs: (K' / G, N, 2) of scale and zero, bfloat16; G is 32, 64 or a multiple of 128.
+
+    Returns:
+        (N,), bfloat16.
+    """
+    return _launch_int4(planes, [weight], [pairs], pairs.new_empty(8 * len(weight)))
+
+
+@torch.library.custom_op("baichuan_hf::int4_gated_matvec", mutates_args=())
+def int4_gated_matvec(
+    planes: Tensor, gate_weight: Tensor, gate_pairs: Tensor, up_weight: Tensor, up_pairs: Tensor
+) -> Tensor:
+    """silu(gate) * up of two such products, as the planes (8, N / 8) of the next; N a multiple of 128."""
+    out = planes.new_empty(8, len(gate_weight))
+    return _launch_int4(planes, [gate_weight, up_weight], [gate_pairs, up_pairs], out)
+
+
+@int8_matvec.register_fake
+def _(inputs, weight, scale):
+    return inputs.new_empty(weight.shape[0])
+
+
+@int8_gated_matvec.register_fake
+def _(inputs, gate_weight, gate_scale, up_weight, up_scale):
+    return inputs.new_empty(gate_weight.shape[0])
+
+
+@int4_matvec.register_fake
+def _(planes, weight, pairs):
+    return pairs.new_empty(8 * weight.shape[0])
+
+
+@int4_gated_matvec.register_fake
+def _(planes, gate_weight, gate_pairs, up_weight, up_pairs):
+    return planes.new_empty(8, gate_weight.shape[0])

@@ -1,0 +1,271 @@
+"""One token through weights of 8 and 4 bits: our kernels against torchao's numbers, alone and in a compiled step."""
+
+import copy
+import functools
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import CompileConfig, StaticCache
+
+from baichuan_hf import BaichuanForCausalLM
+from baichuan_hf.model.decoding import PartwiseCompiled
+from baichuan_hf.model.feed_forward import GatedFeedForward
+from baichuan_hf.model.weight_only import (
+    Int4Linear,
+    Int8Linear,
+    WeightOnlyGatedFeedForward,
+    classes_swapped,
+    weight_only_classes,
+)
+from tests.helpers import tiny_config
+
+
+torchao = pytest.importorskip("torchao.quantization", reason="needs torchao: pip install 'baichuan-hf[torchao]'")
+
+# Inputs and outputs; the interpreter takes its time for more.
+SIZES = ((128, 256), (1152, 128))
+# Sums are float32's; what is stored is rounded to bfloat16.
+ROUNDING = 2**-8
+
+
+def device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+needs_kernels = pytest.mark.skipif(
+    not (interpreted() or torch.cuda.is_available()), reason="needs a GPU, or Triton's interpreter (the test above)"
+)
+
+
+def test_kernels_under_the_interpreter():
+    pytest.importorskip("triton", reason="needs Triton: pip install triton")
+    if interpreted() or torch.cuda.is_available():
+        pytest.skip("the kernels run in this process")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "addopts=", __file__]
+    result = subprocess.run(
+        [*command, "-m", "not gpu"],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout[-4000:]
+    assert " passed" in result.stdout
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("columns", [4096, 11008])
+def test_kernels_compile(columns, gated, capability):
+    """To machine code of GPUs, with the instructions that the interpreter knows nothing of."""
+    triton = pytest.importorskip("triton", reason="needs Triton: pip install triton")
+    if interpreted():
+        pytest.skip("nothing is compiled under the interpreter")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from baichuan_hf.model import matvec_kernels as kernels
+
+    floats = {"scale": "*fp32", "up_scale": "*fp32", "out": "*bf16", "planes": "*fp32"}
+    eights = {"inputs": "*i64", "num_rows": "i32", "stride": "i32"}
+    constants = {
+        kernels._int8_kernel: {"SIZE": columns // 4, "BLOCK": 1024, "EVEN": columns == 4096},
+        kernels._int4_kernel: {"SIZE": columns // 8, "PADDED": 11264, "GROUP": 32, "QUADS": 512, "EVEN": False},
+    }
+    for kernel, values in constants.items():
+        values |= {"GATED": gated}
+        types = {name: floats.get(name, eights.get(name, "*i32")) for name in kernel.arg_names}
+        types |= dict.fromkeys(values, "constexpr")
+        source = ASTSource(kernel, types, {(kernel.arg_names.index(name),): value for name, value in values.items()})
+        compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 4})
+        assert "prmt.b32" in compiled.asm["ptx"] and len(compiled.asm["cubin"]) > 1000
+
+
+def int4_weight(rows: int, columns: int, group: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A weight as torchao packs it, which it does on a GPU alone, and its numbers."""
+    from torchao.quantization.quantize_.workflows import Int4TilePackedTo4dTensor
+
+    padded = -(-columns // 1024) * 1024
+    numbers = torch.randint(0, 16, (rows, padded))
+    pairs = (torch.randn(padded // group, rows, 2) / 30).bfloat16()
+    scale, zero = (pairs[..., i].float().repeat_interleave(group, 0).T for i in (0, 1))
+    # Of 32 inputs a lane has a neighbouring pair in each eight; the first of all pairs come first.
+    nibbles = numbers.view(rows // 8, 8, padded // 128, 4, 2, 2, 4, 2).permute(0, 2, 1, 6, 3, 7, 4, 5)
+    words = (nibbles.reshape(rows // 8, padded // 128, 32, 4, 8) << torch.arange(0, 32, 4)).sum(-1)
+    words = torch.where(words < 2**31, words, words - 2**32).to(torch.int32)
+    weight = Int4TilePackedTo4dTensor(words, pairs, [1, group], torch.Size((rows, columns))).to(device())
+    return weight, ((numbers - 8) * scale + zero)[:, :columns].to(device())
+
+
+def quantise(layer: nn.Linear, kind: str) -> torch.Tensor:
+    """Give a layer a weight of that kind, and say which numbers it holds."""
+    if kind == "int8":
+        torchao.quantize_(layer, torchao.Int8WeightOnlyConfig())
+        return layer.weight.dequantize().float()
+    weight, numbers = int4_weight(*layer.weight.shape, int(kind.removeprefix("int4-")))
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    return numbers
+
+
+def close(found: torch.Tensor, expected: torch.Tensor, roundings: int = 1) -> bool:
+    return bool((found.float() - expected).norm() <= roundings * ROUNDING * expected.norm())
+
+
+KINDS = ("int8", "int4-32", "int4-64", "int4-128")
+
+
+@needs_kernels
+@pytest.mark.parametrize(("columns", "rows"), [*SIZES, (4224, 16)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_product(kind, columns, rows):
+    torch.manual_seed(columns)
+    layer = nn.Linear(columns, rows, bias=columns == 128, device=device(), dtype=torch.bfloat16).requires_grad_(False)
+    numbers = quantise(layer, kind)
+    inputs = torch.randn(1, 1, columns, device=device(), dtype=torch.bfloat16)
+    with classes_swapped(weight_only_classes(layer)):
+        assert type(layer) is (Int8Linear if kind == "int8" else Int4Linear)
+        found = layer(inputs)
+    assert type(layer) is nn.Linear
+    assert found.shape == (1, 1, rows) and found.dtype == torch.bfloat16
+    expected = inputs.float() @ numbers.T
+    assert close(found, expected if layer.bias is None else expected + layer.bias, roundings=2)
+
+
+@needs_kernels
+@pytest.mark.parametrize(("columns", "rows", "size"), [(*SIZES[0], 300.0), (*SIZES[1], 1e-3)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_feed_forward_layer(kind, columns, rows, size):
+    """Gate, up and what is between as one product; with inputs that are small, large, and of a mean beside zero."""
+    torch.manual_seed(columns)
+    layer = GatedFeedForward(columns, rows, activation="silu", bias=False).to(device(), torch.bfloat16)
+    layer.requires_grad_(False)
+    gate, up, down = (quantise(part, kind) for part in (layer.gate_proj, layer.up_proj, layer.down_proj))
+    inputs = (size * torch.randn(1, columns, device=device()) + size / 2).bfloat16()
+    classes = weight_only_classes(layer)
+    assert classes[layer] is WeightOnlyGatedFeedForward
+    with classes_swapped(classes):
+        found = layer(inputs)
+    expected = (F.silu(inputs.float() @ gate.T) * (inputs.float() @ up.T)) @ down.T
+    assert close(found, expected, roundings=3)
+
+
+@needs_kernels
+def test_what_stays_torchaos():
+    """More tokens than one, other dtypes and activations, what somebody listens to, and other formats."""
+    torch.manual_seed(0)
+    layer = GatedFeedForward(128, 256, activation="silu", bias=False).to(device(), torch.bfloat16)
+    layer.requires_grad_(False)
+    torchao.quantize_(layer, torchao.Int8WeightOnlyConfig())
+    for shape, dtype in (((2, 128), torch.bfloat16), ((1, 128), torch.float32)):
+        inputs = torch.randn(shape, device=device(), dtype=dtype)
+        expected = layer(inputs)
+        with classes_swapped(weight_only_classes(layer)):
+            assert torch.equal(layer(inputs), expected)
+
+    heard = []
+    handle = layer.up_proj.register_forward_hook(lambda *_: heard.append(1))
+    classes = weight_only_classes(layer)
+    assert layer not in classes and layer.up_proj in classes
+    with classes_swapped(classes):
+        layer(torch.randn(1, 128, device=device(), dtype=torch.bfloat16))
+    assert heard
+    handle.remove()
+    layer.activation = "gelu"
+    assert layer not in weight_only_classes(layer)
+
+    dynamic = nn.Linear(128, 128, device=device(), dtype=torch.bfloat16)
+    assert weight_only_classes(dynamic) == {}
+    torchao.quantize_(dynamic, torchao.Int8DynamicActivationInt8WeightConfig())
+    assert weight_only_classes(dynamic) == {}
+    odd = nn.Linear(126, 128, device=device(), dtype=torch.bfloat16)
+    torchao.quantize_(odd, torchao.Int8WeightOnlyConfig())
+    assert weight_only_classes(odd) == {}
+    with pytest.raises(AssertionError), classes_swapped({layer.gate_proj: Int8Linear}):
+        assert type(layer.gate_proj) is nn.Linear
+    assert type(layer.gate_proj) is nn.Linear
+
+
+def models(kind: str) -> tuple[BaichuanForCausalLM, BaichuanForCausalLM]:
+    """A model with weights of that kind, and one with their numbers in float32."""
+    torch.manual_seed(0)
+    width = 32 if kind == "int8" else 128
+    sizes = {"hidden_size": width, "intermediate_size": width, "num_hidden_layers": 2, "vocab_size": 64}
+    config = tiny_config(**sizes, num_attention_heads=4, normalize_lm_head=False)
+    model = BaichuanForCausalLM(config).to(device(), torch.bfloat16).eval().requires_grad_(False)
+    exact = copy.deepcopy(model).float()
+    for name, module in list(model.named_modules()):
+        if type(module) is nn.Linear:
+            exact.get_submodule(name).weight.copy_(quantise(module, kind))
+    return model, exact
+
+
+@needs_kernels
+@pytest.mark.parametrize("kind", ["int8", "int4-32"])
+def test_a_compiled_step(kind):
+    """One compilation for all layers, as without weights of fewer bits; the model is as it was behind it."""
+    model, exact = models(kind)
+    graphs = []
+
+    def keep(graph, _):
+        graphs.append(graph)
+        return graph
+
+    settings = CompileConfig(backend=keep, dynamic=True, mode=None, fullgraph=True)
+    step = PartwiseCompiled(model, settings, whole=functools.partial(pytest.fail, "not compiled by parts"))
+    assert len(step.classes) == 2 * 6 + 1
+    torch._dynamo.reset()
+    ids = torch.randint(3, 64, (1, 3), device=device())
+    cache = StaticCache(config=model.config, max_cache_len=8)
+    with classes_swapped(step.classes):  # torchao's int4 has no product on a CPU
+        logits = [model(ids[:, :1], past_key_values=cache).logits]
+    for position in (1, 2):
+        token = {"input_ids": ids[:, position : position + 1], "position_ids": torch.full_like(ids[:, :1], position)}
+        logits.append(step(**token, past_key_values=cache).logits)
+    assert close(torch.cat(logits, dim=1), exact(ids).logits, roundings=8)
+    assert len(graphs) == 2  # a layer, the head
+    assert {type(module) for module in model.modules()}.isdisjoint({Int8Linear, Int4Linear})
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("group", [32, 64, 128, 256])
+def test_words_are_tinygemms(group):
+    """The order of the tests above is torchao's own: its packing and its kernel."""
+    torch.manual_seed(0)
+    layer = nn.Linear(2048, 256, bias=False, device="cuda", dtype=torch.bfloat16).requires_grad_(False)
+    settings = torchao.Int4WeightOnlyConfig(group_size=group, int4_packing_format="tile_packed_to_4d")
+    torchao.quantize_(layer, settings)
+    inputs = torch.randn(1, 2048, device="cuda", dtype=torch.bfloat16)
+    expected = layer(inputs)
+    with classes_swapped(weight_only_classes(layer)):
+        assert type(layer) is Int4Linear
+        assert close(layer(inputs), expected.float(), roundings=2)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["int8", "int4-128"])
+def test_generation(kind, monkeypatch):
+    """Compiled and recorded; the logits are as torchao's are, up to rounding."""
+    from baichuan_hf.model import decoding
+
+    model, _ = models(kind)
+    ids = torch.randint(3, 64, (1, 9), device="cuda")
+    settings = {"max_new_tokens": 12, "do_sample": False, "cache_implementation": "static", "output_logits": True}
+    outputs = []
+    for classes in (weight_only_classes, lambda model: {}):
+        monkeypatch.setattr(decoding, "weight_only_classes", classes)
+        torch._dynamo.reset()
+        outputs.append(model.generate(ids, return_dict_in_generate=True, **settings))
+    found, expected = outputs
+    same = int((found.sequences == expected.sequences)[0, 9:].long().cumprod(0).sum())
+    assert same >= 1
+    for step in range(same):
+        assert close(found.logits[step], expected.logits[step].float(), roundings=8)
