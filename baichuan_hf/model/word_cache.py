@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import threading
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -24,7 +24,7 @@ from .sentencepiece_model import SPACE
 SEPARATOR = "\0"
 # Neighbours are known by a hash of so many bits: where two pairs collide there is a cut less, and no harm.
 PAIR_BITS = 20
-# Words of so many bytes are found by these in a table of so many slots (64 MiB, as few words shall want the same one),
+# Words of so many bytes are found by these in a table of so many slots (64 MiB, as few words shall want the same),
 # longer ones and those left over in a dict.
 KEY_BYTES, SLOT_BITS = 16, 21
 # Bytes of words after which the cache begins anew; characters of the texts that are looked up together; unknown words
@@ -42,15 +42,17 @@ class WordCache:
     """Texts to ids, as `encode` gives them.
 
     Args:
-        tokens: the vocabulary, with all that was added to it.
+        tokens: the vocabulary with its ids, and all that was added to it.
         encode: the ids of texts; of SEPARATOR a single one, which comes from nothing else.
     """
 
-    def __init__(self, tokens: Iterable[str], encode: Callable[[list[str]], list[list[int]]]) -> None:
-        codes = _code_points(SEPARATOR.join(tokens))
+    def __init__(self, tokens: Mapping[str, int], encode: Callable[[list[str]], list[list[int]]]) -> None:
+        codes = _code_points(SEPARATOR.join(tokens).replace(" ", SPACE))
         is_inside = (codes[:-1] != ord(SEPARATOR)) & (codes[1:] != ord(SEPARATOR))
         self._are_neighbours = np.zeros(1 << PAIR_BITS, bool)
         self._are_neighbours[_hash_pairs(codes)[is_inside]] = True
+        # Lists of them share their numbers, which takes less time than to make each anew.
+        self._numbers = np.arange(max(tokens.values()) + 1).astype(object)
         self._encode = encode
         self._lock = threading.Lock()
         self._clear()
@@ -78,12 +80,10 @@ class WordCache:
             self._clear()
         text = "".join(texts)
         data = text.encode() + bytes(KEY_BYTES)
-        codes = _code_points(text)
+        codes = _code_points(text.replace(" ", SPACE))  # as the normaliser writes it
         ends = np.cumsum([len(text) for text in texts])
         is_edge = np.ones(len(codes) + 1, bool)
-        # The normaliser writes the one as the other.
-        pairs = _hash_pairs(np.where(codes == ord(" "), ord(SPACE), codes))
-        np.logical_not(self._are_neighbours.take(pairs), out=is_edge[1:-1])
+        np.logical_not(self._are_neighbours.take(_hash_pairs(codes)), out=is_edge[1:-1])
         is_edge[ends] = True
         if SEPARATOR in text:  # which stands alone, with whatever its neighbour's hash collides
             is_separator = codes == ord(SEPARATOR)
@@ -98,14 +98,14 @@ class WordCache:
         counts.cumsum(out=behind[1:])
         first = (starts - behind[:-1]).repeat(counts)
         # No view is kept of an array that shall grow.
-        ids = np.frombuffer(self._ids, np.int64).take(first + np.arange(len(first)))
+        ids = self._numbers.take(np.frombuffer(self._ids, np.int64).take(first + np.arange(len(first))))
         bounds = behind[edges.searchsorted(ends)].tolist()
         return (ids[start:end].tolist() for start, end in pairwise([0, *bounds]))
 
     def _find(self, data: bytes, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Where the ids of each word between two edges start, and how many they are; zeros follow the words."""
         starts, lengths = edges[:-1], edges[1:] - edges[:-1]
-        eights: np.ndarray = np.ndarray(len(data) - 7, np.int64, data, strides=(1,))
+        eights = np.ascontiguousarray(np.ndarray(len(data) - 7, np.int64, data, strides=(1,)))
         key_lengths = np.minimum(lengths, KEY_BYTES)
         low, high = (eights.take(starts + 8 * half) & MASKS[half].take(key_lengths) for half in (0, 1))
         mixed = low * 0x1E3779B97F4A7C15 ^ high * 0x42B2AE3D27D4EB4F
@@ -114,12 +114,17 @@ class WordCache:
         is_short = lengths <= KEY_BYTES
         is_found = (found[:, 3] > 0) & (found[:, 0] == low) & (found[:, 1] == high) & is_short
         if (missing := np.flatnonzero(~is_found)).size:
+            # The first word that comes to a slot keeps it, mostly a frequent one; another has the slot beside it.
+            taken = missing[(found[missing, 3] > 0) & is_short[missing]]
+            slots[taken] ^= 1
+            others = found[taken] = self._table.take(slots[taken], axis=0)
+            is_found[taken] = (others[:, 3] > 0) & (others[:, 0] == low[taken]) & (others[:, 1] == high[taken])
+            missing = missing[~is_found[missing]]
             spans = zip(starts[missing].tolist(), edges[missing + 1].tolist(), strict=True)
             words = [data[start:end] for start, end in spans]
             self._learn(list(set(words).difference(self._words)))
-            # The first word that comes to a slot keeps it: mostly a frequent one.
             free = missing[(found[missing, 3] == 0) & is_short[missing]]
-            found[missing, 2:] = [self._words[word] for word in words]
+            found[missing, 2:] = np.array([self._words[word] for word in words], np.int64).reshape(-1, 2)
             found[free, 0], found[free, 1] = low[free], high[free]
             self._table[slots[free]] = found[free]
         return found[:, 2], found[:, 3]
@@ -158,7 +163,7 @@ def build_word_cache(tokenizer: Tokenizer, encode: Callable[[list[str]], list[li
         or any(token.lstrip or token.rstrip or token.single_word for token in added.values())
     ):
         return None
-    return WordCache((token.replace(" ", SPACE) for token in tokens), encode)
+    return WordCache(tokens, encode)
 
 
 def is_cuttable(tokenizer: Tokenizer) -> bool:
