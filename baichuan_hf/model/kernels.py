@@ -21,16 +21,16 @@ def use_triton(*tensors: Tensor) -> bool:
     """Whether Triton's kernels compute with these tensors: on a GPU, if there are many numbers or the launch is only
     recorded for a CUDA graph; or on a CPU under Triton's interpreter."""
     first = tensors[0]
-    if not (first.is_cuda or _interprets()) or torch.compiler.is_compiling() or not _has_triton():
+    if not (first.is_cuda or interprets()) or torch.compiler.is_compiling() or not _has_triton():
         return False
     if not all(type(tensor) is Tensor and tensor.dtype == first.dtype for tensor in tensors):
         return False
     return not first.is_cuda or first.numel() >= MIN_SIZE or torch.cuda.is_current_stream_capturing()
 
 
-def runs_triton(device: torch.device) -> bool:
-    """Whether kernels written for NVIDIA's GPUs run on this device."""
-    return ((device.type == "cuda" and torch.version.hip is None) or _interprets()) and _has_triton()
+def runs_ptx(device: torch.device) -> bool:
+    """Whether Triton's kernels that hold instructions of NVIDIA's GPUs run on this device."""
+    return ((device.type == "cuda" and torch.version.hip is None) or interprets()) and _has_triton()
 
 
 @cache
@@ -39,5 +39,6 @@ def _has_triton() -> bool:
 
 
 @cache
-def _interprets() -> bool:
+def interprets() -> bool:
+    """Whether Triton's interpreter runs the kernels, on a CPU."""
     return os.environ.get("TRITON_INTERPRET") == "1"

@@ -10,10 +10,10 @@ Shape legend: N outputs, K inputs, G inputs that share a scale.
 
 from __future__ import annotations
 
-import os
-
 import torch
 from torch import Tensor
+
+from .kernels import interprets
 
 
 try:  # transformers asks readers of remote code for whatever is imported outside of a `try`
@@ -24,7 +24,7 @@ except ImportError:
 
 
 # The interpreter, which runs kernels on a CPU, has no PTX.
-INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+INTERPRETED = tl.constexpr(interprets())
 
 
 @triton.jit
@@ -43,41 +43,32 @@ def _high(pair):
     return (pair & -65536).to(tl.float32, bitcast=True)
 
 
-@triton.jit
-def _bytes(words):
-    """Unsigned bytes, each in the low bits of a float32 that is 2^23 without it: one instruction each, where a
-    conversion takes four times as long."""
-    if INTERPRETED:
-        first = ((words & 255) | 0x4B000000).to(tl.float32, bitcast=True)
-        second = (((words >> 8) & 255) | 0x4B000000).to(tl.float32, bitcast=True)
-        third = (((words >> 16) & 255) | 0x4B000000).to(tl.float32, bitcast=True)
-        fourth = (((words >> 24) & 255) | 0x4B000000).to(tl.float32, bitcast=True)
-        return first, second, third, fourth
-    else:
-        return tl.inline_asm_elementwise(
-            "prmt.b32 $0, $4, 0x4B000000, 0x7540; prmt.b32 $1, $4, 0x4B000000, 0x7541;"
-            "prmt.b32 $2, $4, 0x4B000000, 0x7542; prmt.b32 $3, $4, 0x4B000000, 0x7543;",
-            "=r,=r,=r,=r,r",
-            [words],
-            dtype=(tl.float32, tl.float32, tl.float32, tl.float32),
-            is_pure=True,
-            pack=1,
-        )
+# One instruction makes a float32 of a byte, where a conversion takes four times as long: put between other bytes it is
+# 2^23 + itself, in the lowest bits, or 128 + itself, sixteen bits higher, where it must be less than 16.
+WHOLE = tl.constexpr(
+    "prmt.b32 $0, $4, 0x4B000000, 0x7540; prmt.b32 $1, $4, 0x4B000000, 0x7541;"
+    "prmt.b32 $2, $4, 0x4B000000, 0x7542; prmt.b32 $3, $4, 0x4B000000, 0x7543;"
+)
+HALF = tl.constexpr(
+    "prmt.b32 $0, $4, 0x43000000, 0x7044; prmt.b32 $1, $4, 0x43000000, 0x7144;"
+    "prmt.b32 $2, $4, 0x43000000, 0x7244; prmt.b32 $3, $4, 0x43000000, 0x7344;"
+)
 
 
 @triton.jit
-def _nibbles(words):
-    """128 + the low nibbles of the four bytes, whose high ones are zero."""
+def _floats(words, PTX: tl.constexpr):
+    """The four bytes of words, by WHOLE or HALF."""
     if INTERPRETED:
-        first = (((words & 255) << 16) | 0x43000000).to(tl.float32, bitcast=True)
-        second = ((((words >> 8) & 255) << 16) | 0x43000000).to(tl.float32, bitcast=True)
-        third = ((((words >> 16) & 255) << 16) | 0x43000000).to(tl.float32, bitcast=True)
-        fourth = ((((words >> 24) & 255) << 16) | 0x43000000).to(tl.float32, bitcast=True)
+        shift: tl.constexpr = 0 if PTX == WHOLE else 16
+        base: tl.constexpr = 0x4B000000 if PTX == WHOLE else 0x43000000
+        first = ((words & 255) << shift | base).to(tl.float32, bitcast=True)
+        second = ((words >> 8 & 255) << shift | base).to(tl.float32, bitcast=True)
+        third = ((words >> 16 & 255) << shift | base).to(tl.float32, bitcast=True)
+        fourth = ((words >> 24 & 255) << shift | base).to(tl.float32, bitcast=True)
         return first, second, third, fourth
     else:
         return tl.inline_asm_elementwise(
-            "prmt.b32 $0, $4, 0x43000000, 0x7044; prmt.b32 $1, $4, 0x43000000, 0x7144;"
-            "prmt.b32 $2, $4, 0x43000000, 0x7244; prmt.b32 $3, $4, 0x43000000, 0x7344;",
+            PTX,
             "=r,=r,=r,=r,r",
             [words],
             dtype=(tl.float32, tl.float32, tl.float32, tl.float32),
@@ -89,7 +80,7 @@ def _nibbles(words):
 @triton.jit
 def _dot_int8(words, x_0, x_1, x_2, x_3):
     """Of signed bytes, which 128 makes unsigned."""
-    w_0, w_1, w_2, w_3 = _bytes(words ^ -0x7F7F7F80)
+    w_0, w_1, w_2, w_3 = _floats(words ^ -0x7F7F7F80, WHOLE)
     offset: tl.constexpr = 8388608.0 + 128.0
     return (w_0 - offset) * x_0 + (w_1 - offset) * x_1 + (w_2 - offset) * x_2 + (w_3 - offset) * x_3
 
@@ -226,10 +217,10 @@ def _int4_kernel(
         u = _load(up_weight + (wide * 4 + words), wide_inside, EVEN)
         pair = _load_pairs(pairs, stride, quads, inside, GROUP, EVEN)
         up_pair = _load_pairs(up_pairs, stride, quads, inside, GROUP, EVEN)
-        v_0, v_2, v_4, v_6 = _nibbles(v & 0x0F0F0F0F)
-        v_1, v_3, v_5, v_7 = _nibbles((v >> 4) & 0x0F0F0F0F)
-        u_0, u_2, u_4, u_6 = _nibbles(u & 0x0F0F0F0F)
-        u_1, u_3, u_5, u_7 = _nibbles((u >> 4) & 0x0F0F0F0F)
+        v_0, v_2, v_4, v_6 = _floats(v & 0x0F0F0F0F, HALF)
+        v_1, v_3, v_5, v_7 = _floats((v >> 4) & 0x0F0F0F0F, HALF)
+        u_0, u_2, u_4, u_6 = _floats(u & 0x0F0F0F0F, HALF)
+        u_1, u_3, u_5, u_7 = _floats((u >> 4) & 0x0F0F0F0F, HALF)
         x = planes + ((wide // 32 * 4 + wide % 4) * 4 + words)
         # One plane at a time: all eight would not fit into the registers.
         p = _load(x, wide_inside, EVEN)

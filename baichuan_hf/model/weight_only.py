@@ -6,6 +6,7 @@ The layers take the place of the model's within a compiled decoding step (`decod
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .feed_forward import GatedFeedForward
-from .kernels import runs_triton
+from .kernels import runs_ptx
 
 
 class WeightOnlyLinear(nn.Linear):
@@ -23,21 +24,21 @@ class WeightOnlyLinear(nn.Linear):
     weight: Any  # a tensor of torchao
 
     @staticmethod
+    @abstractmethod
     def fits(layer: nn.Linear) -> bool:
         """Whether this class can take the place of the layer's."""
-        raise NotImplementedError
 
+    @abstractmethod
     def arranged(self, inputs: Tensor) -> Tensor:
         """(in_features,) in the order that the kernels take."""
-        raise NotImplementedError
 
+    @abstractmethod
     def product(self, inputs: Tensor) -> Tensor:
         """(out_features,), without the bias, of such inputs."""
-        raise NotImplementedError
 
+    @abstractmethod
     def gated(self, inputs: Tensor, up_proj: WeightOnlyLinear) -> Tensor:
         """silu(this product) * that of `up_proj`, arranged for the next."""
-        raise NotImplementedError
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         if not _is_one_token(hidden_states):
@@ -119,7 +120,7 @@ class WeightOnlyGatedFeedForward(GatedFeedForward):
 
 def weight_only_classes(model: nn.Module) -> dict[nn.Module, type[nn.Module]]:
     """The classes that layers of a model can have in a decoding step, by layer; none without a GPU and Triton."""
-    if not runs_triton(next(model.parameters()).device):
+    if not runs_ptx(next(model.parameters()).device):
         return {}
     found: dict[nn.Module, type[nn.Module]] = {}
     for module in model.modules():

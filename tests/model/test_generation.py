@@ -18,8 +18,8 @@ from transformers import (
 )
 
 import baichuan_hf
-from baichuan_hf.model.decoding import PartwiseCompiled
 from tests.helpers import golden_folder, tiny_config
+from tests.helpers.decoding import partwise_traced
 from tests.helpers.golden import TOLERANCE, load_golden
 
 
@@ -235,15 +235,7 @@ def test_steps_as_cuda_graphs(kind, compile_config):
 def test_one_compilation_serves_all_layers(kind):
     """Whatever the number of rows and the size of the cache; a layer that somebody has put code into is left alone."""
     model = copy.deepcopy(load_model(kind))
-    graphs = []
-
-    def keep(graph, _):
-        graphs.append(graph)
-        return graph
-
-    settings = CompileConfig(backend=keep, dynamic=True, mode=None, fullgraph=True)
-    step = PartwiseCompiled(model, settings, whole=functools.partial(pytest.fail, "not compiled by parts"))
-    torch._dynamo.reset()
+    step, graphs = partwise_traced(model)
 
     def write(forward, rows, room):
         ids, cache = prompt().repeat(rows, 1), StaticCache(config=model.config, max_cache_len=room)

@@ -1,10 +1,7 @@
 """Triton's kernels against the plain operations that they take the place of, forward and backward."""
 
 import copy
-import os
 import pickle
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -16,34 +13,14 @@ from baichuan_hf.model import feed_forward, positions
 from baichuan_hf.model.feed_forward import GatedFeedForward
 from baichuan_hf.model.lm_head import NormHead
 from tests.helpers import tiny_config
+from tests.helpers.kernels import device, needs_kernels, run_under_the_interpreter
 
 
 DTYPES = {"float32": 1e-5, "bfloat16": 2e-2}
 
 
-def device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def interpreted() -> bool:
-    return os.environ.get("TRITON_INTERPRET") == "1"
-
-
-needs_kernels = pytest.mark.skipif(
-    not (interpreted() or torch.cuda.is_available()), reason="needs a GPU, or Triton's interpreter (the test above)"
-)
-
-
 def test_kernels_under_the_interpreter():
-    pytest.importorskip("triton", reason="needs Triton: pip install triton")
-    if interpreted() or torch.cuda.is_available():
-        pytest.skip("the kernels run in this process")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "addopts=", __file__]
-    result = subprocess.run(
-        command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 0, result.stdout[-4000:]
-    assert " passed" in result.stdout
+    run_under_the_interpreter(__file__)
 
 
 def both(monkeypatch, module, action):

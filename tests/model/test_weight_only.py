@@ -1,19 +1,14 @@
 """One token through weights of 8 and 4 bits: our kernels against torchao's numbers, alone and in a compiled step."""
 
 import copy
-import functools
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import CompileConfig, StaticCache
+from transformers import StaticCache
 
 from baichuan_hf import BaichuanForCausalLM
-from baichuan_hf.model.decoding import PartwiseCompiled
 from baichuan_hf.model.feed_forward import GatedFeedForward
 from baichuan_hf.model.weight_only import (
     Int4Linear,
@@ -23,6 +18,8 @@ from baichuan_hf.model.weight_only import (
     weight_only_classes,
 )
 from tests.helpers import tiny_config
+from tests.helpers.decoding import partwise_traced
+from tests.helpers.kernels import device, interpreted, needs_kernels, run_under_the_interpreter
 
 
 torchao = pytest.importorskip("torchao.quantization", reason="needs torchao: pip install 'baichuan-hf[torchao]'")
@@ -33,33 +30,8 @@ SIZES = ((128, 256), (1152, 128))
 ROUNDING = 2**-8
 
 
-def device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def interpreted() -> bool:
-    return os.environ.get("TRITON_INTERPRET") == "1"
-
-
-needs_kernels = pytest.mark.skipif(
-    not (interpreted() or torch.cuda.is_available()), reason="needs a GPU, or Triton's interpreter (the test above)"
-)
-
-
 def test_kernels_under_the_interpreter():
-    pytest.importorskip("triton", reason="needs Triton: pip install triton")
-    if interpreted() or torch.cuda.is_available():
-        pytest.skip("the kernels run in this process")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "addopts=", __file__]
-    result = subprocess.run(
-        [*command, "-m", "not gpu"],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stdout[-4000:]
-    assert " passed" in result.stdout
+    run_under_the_interpreter(__file__)
 
 
 @pytest.mark.parametrize("capability", [80, 90])
@@ -213,16 +185,8 @@ def models(kind: str) -> tuple[BaichuanForCausalLM, BaichuanForCausalLM]:
 def test_a_compiled_step(kind):
     """One compilation for all layers, as without weights of fewer bits; the model is as it was behind it."""
     model, exact = models(kind)
-    graphs = []
-
-    def keep(graph, _):
-        graphs.append(graph)
-        return graph
-
-    settings = CompileConfig(backend=keep, dynamic=True, mode=None, fullgraph=True)
-    step = PartwiseCompiled(model, settings, whole=functools.partial(pytest.fail, "not compiled by parts"))
+    step, graphs = partwise_traced(model)
     assert len(step.classes) == 2 * 6 + 1
-    torch._dynamo.reset()
     ids = torch.randint(3, 64, (1, 3), device=device())
     cache = StaticCache(config=model.config, max_cache_len=8)
     with classes_swapped(step.classes):  # torchao's int4 has no product on a CPU
