@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -26,6 +27,9 @@ WAYS: dict[str, dict[str, Any]] = {
     "graph": {"cache_implementation": "static", "compile_config": CompileConfig(backend="cudagraphs")},
     "compiled": {"cache_implementation": "static"},
 }
+# The first with a longer prompt in every call, so that no number of keys comes twice: as texts of users come.
+NEW_LENGTHS = "new-lengths"
+DECODING_WAYS = {**WAYS, NEW_LENGTHS: WAYS["dynamic"]}
 PROFILED = 32  # tokens of a profile, whose size and time grow with them
 
 
@@ -34,7 +38,7 @@ def measure_decoding(
     *,
     shape: str = "7b",
     models: Sequence[str] = MODELS,
-    ways: Sequence[str] = tuple(WAYS),
+    ways: Sequence[str] = tuple(DECODING_WAYS),
     batch_size: int = 1,
     prompt_tokens: int = 128,
     new_tokens: int = 256,
@@ -51,9 +55,9 @@ def measure_decoding(
         rows: ROWS.csv.
         shape: name in SHAPES.
         models: names in MODELS; the first is the one that the others are held against.
-        ways: names in WAYS.
+        ways: names in DECODING_WAYS.
         batch_size: texts at once.
-        prompt_tokens: of each text.
+        prompt_tokens: of each text; of the shortest, where every call has a longer one.
         new_tokens: to write after it.
         rounds: calls of each that count.
         device: where to run.
@@ -66,7 +70,7 @@ def measure_decoding(
     """
     check_choices("shape", [shape], SHAPES)
     check_choices("model", models, MODELS)
-    check_choices("way", ways, WAYS)
+    check_choices("way", ways, DECODING_WAYS)
     sizes = {"batch_size": batch_size, "tokens": prompt_tokens, "new_tokens": new_tokens}
     cases = {way: {"case": "decode", "shape": shape, "way": way, **sizes} for way in ways}
     missing = [way for way in ways if not is_measured(rows, cases[way], _knowing(way, models))]
@@ -74,17 +78,19 @@ def measure_decoding(
         return
     built, difference = compared_models(shape, models, prompt_tokens + new_tokens, device)
     bandwidth = copy_ceiling(device)
-    prompt = random_text(SHAPES[shape]["vocab_size"], batch_size, prompt_tokens, device)
     for way in missing:
+        # Of the prompts, one for each call.
+        lengths = itertools.count(prompt_tokens, new_tokens if way == NEW_LENGTHS else 0)
         settings = GenerationConfig(
-            max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False, pad_token_id=0, **WAYS[way]
+            max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False, pad_token_id=0, **DECODING_WAYS[way]
         )
 
-        def write(model: PreTrainedModel, settings: GenerationConfig = settings, **limits: int) -> object:
+        def write(model: PreTrainedModel, lengths: Iterator[int], settings: GenerationConfig, **limits: int) -> object:
+            prompt = random_text(SHAPES[shape]["vocab_size"], batch_size, next(lengths), device)
             mask = torch.ones_like(prompt)
             return model.generate(prompt, attention_mask=mask, generation_config=settings, **limits)
 
-        actions = {name: partial(write, built[name]) for name in _knowing(way, models)}
+        actions = {name: partial(write, built[name], lengths, settings) for name in _knowing(way, models)}
         first = {name: timed(action, device) for name, action in actions.items()}
         times = interleaved(actions, device, rounds=rounds)
         for name, seconds in times.items():

@@ -15,7 +15,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import eager_attention_forward
 
 from .configuration_baichuan import BaichuanConfig
-from .cudnn_attention import AlibiAttention, suits_cudnn
+from .cudnn_attention import AlibiAttention, sdpa_kernels, suits_cudnn
 from .position_biases import HeadDims
 from .positions import rotate
 
@@ -85,15 +85,16 @@ class BaichuanAttention(HeadedAttention):
         query, key, value = self._project(hidden_states, position_embeddings)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
-        output, weights = self.attend(
-            query,
-            key,
-            value,
-            attention_mask,
-            hidden_states=hidden_states,
-            position_embeddings=position_embeddings,
-            **kwargs,
-        )  # (B, T, H, D)
+        with sdpa_kernels(query, past_key_values, training=self.training):
+            output, weights = self.attend(
+                query,
+                key,
+                value,
+                attention_mask,
+                hidden_states=hidden_states,
+                position_embeddings=position_embeddings,
+                **kwargs,
+            )  # (B, T, H, D)
         del query, key, value  # a long text's leave room for the projection
         return self.o_proj(output.reshape(*hidden_states.shape[:-1], -1)), weights
 
@@ -200,5 +201,6 @@ class BaichuanCrossAttention(HeadedAttention):
             if past_key_values is not None:
                 key, value = past_key_values.cross_attention_cache.update(key, value, self.layer_idx)
                 past_key_values.is_updated[self.layer_idx] = True
-        output, weights = self.run_backend(query, key, value, encoder_attention_mask, **kwargs)
+        with sdpa_kernels(query, past_key_values, training=self.training):
+            output, weights = self.run_backend(query, key, value, encoder_attention_mask, **kwargs)
         return self.o_proj(output.reshape(*hidden_states.shape[:-1], -1)), weights

@@ -5,16 +5,48 @@ Shape legend: B batch, H heads, T tokens, D head dimension.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache, lru_cache
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from transformers import Cache, StaticCache
 
 
-# Planning the kernel for a length that is new takes about 60 ms, which shorter texts do not earn back.
+# Planning the kernel for a length that is new takes 60 to 330 ms, which shorter texts do not earn back.
 MIN_TOKENS = 2048
+
+
+def sdpa_kernels(query: Tensor, cache: Cache | None, *, training: bool) -> AbstractContextManager[None]:
+    """Keeps SDPA from cuDNN, which torch prefers on a Hopper GPU, where it would plan for what never comes again.
+
+    It plans for every number of queries and of keys anew: with a cache that grows, in every step of `generate`.
+
+    Args:
+        query: (B, H, T, D).
+        cache: whose keys the queries attend to.
+        training: then batches of one size are the rule, and the choice is torch's, but for what is generated.
+    """
+    learns = training and (cache is None or torch.is_grad_enabled())
+    if learns or torch.compiler.is_compiling() or not query.is_cuda:
+        return nullcontext()
+    return nullcontext() if query.shape[2] >= MIN_TOKENS or isinstance(cache, StaticCache) else _without_cudnn()
+
+
+@contextmanager
+def _without_cudnn() -> Iterator[None]:
+    # The switch is the process's: whoever finds it off leaves it to who turned it off.
+    if not torch.backends.cuda.cudnn_sdp_enabled():
+        yield
+        return
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(True)
 
 
 def suits_cudnn(query: Tensor, key: Tensor, value: Tensor) -> bool:

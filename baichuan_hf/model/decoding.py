@@ -1,13 +1,15 @@
-"""Decoding steps as CUDA graphs: what `generate` calls for every token, without the time to launch its kernels.
+"""Decoding steps as CUDA graphs: what `generate` calls for every token, without the time to launch its kernels; and a
+host that does not wait for the token before it asks for the next.
 
 Shape legend: B batch, S keys that a static cache has room for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
-from functools import partial
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
+from functools import cache, partial, wraps
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CompileConfig, PreTrainedModel, StaticCache
 from transformers.cache_utils import StaticLayer
+from transformers.generation import utils as generation
 from transformers.masking_utils import create_masks_for_generate
 from transformers.utils import logging
 
@@ -64,7 +67,7 @@ class DecodingStep:
     def _record(self, inputs: dict[str, Any]) -> None:
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph):
+            with _recording(graph, inputs["input_ids"].device):
                 self.outputs = self.forward(**inputs)
         except RuntimeError as error:
             logger.warning_once(
@@ -74,6 +77,40 @@ class DecodingStep:
             return
         self.graph = graph
         self.inputs = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
+
+
+@contextmanager
+def _recording(graph: torch.cuda.CUDAGraph, device: torch.device) -> Iterator[None]:
+    """As `torch.cuda.graph`, which records on the current device, and before waits for it and gives back all its free
+    memory, in every call of `generate`."""
+    caller = torch.cuda.current_stream(device)
+    stream, keeper = _recording_place(device, caller.cuda_stream)
+    generator = torch.cuda.default_generators[caller.device_index]
+    random_state = generator.clone_state()
+    stream.wait_stream(caller)
+    try:
+        with torch.cuda.stream(stream):
+            graph.capture_begin(pool=keeper.pool())
+            try:
+                yield
+            finally:
+                graph.capture_end()
+    except RuntimeError:
+        # What failed to end, torch takes for recording still: its random numbers, and its memory.
+        generator.graphsafe_set_state(random_state)
+        _recording_place.cache_clear()
+        raise
+    caller.wait_stream(stream)
+
+
+@cache
+def _recording_place(device: torch.device, caller: int) -> tuple[torch.cuda.Stream, torch.cuda.CUDAGraph]:
+    """The stream to record on, and a graph whose memory is that of all graphs that the caller's stream replays, one
+    after the other: were there none, torch would make new memory for every one, and keep it."""
+    stream, keeper = torch.cuda.Stream(device), torch.cuda.CUDAGraph()
+    with torch.cuda.graph(keeper, stream=stream):
+        torch.zeros(1, device=device)
+    return stream, keeper
 
 
 def compiled_step(model: PreTrainedModel, compile_config: CompileConfig | None, compiled: Callable) -> Callable:
@@ -88,7 +125,7 @@ def compiled_step(model: PreTrainedModel, compile_config: CompileConfig | None, 
     if not _is_on_one_gpu(model):
         return compiled(compile_config)
     if compile_config is None:
-        return DecodingStep(PartwiseCompiled(model, default_compile_config(model), whole=compiled(None)))
+        return DecodingStep(PartwiseCompiled(model, _compiled_once, whole=compiled(None)))
     if compile_config.backend == "cudagraphs":
         return DecodingStep(model.__call__)
     return compiled(compile_config)
@@ -102,17 +139,19 @@ class PartwiseCompiled:
 
     Args:
         model: the language model.
-        compile_config: for the parts.
+        compiler: compiles a function.
         whole: for caches that are no plain `StaticCache`, and parts that others have put code into.
     """
 
-    def __init__(self, model: PreTrainedModel, compile_config: CompileConfig, whole: Callable[..., Any]) -> None:
+    def __init__(
+        self, model: PreTrainedModel, compiler: Callable[[Callable], Callable], whole: Callable[..., Any]
+    ) -> None:
         self.model = model
         self.whole = whole
         self.head: nn.Module = model.get_output_embeddings()
         self.classes = weight_only_classes(model)
         layers = model.base_model.get_submodule("layers")
-        run_layer, run_head = (torch.compile(run, **compile_config.to_dict()) for run in (_run_layer, _run_head))
+        run_layer, run_head = compiler(_run_layer), compiler(_run_head)
         self.forwards = {
             self.head: partial(run_head, self.head),
             **{layer: partial(_run_one, run_layer, layer, number) for number, layer in enumerate(layers)},
@@ -155,15 +194,55 @@ def _run_head(head: nn.Module, hidden_states: Tensor) -> Tensor:
     return type(head).forward(head, hidden_states)
 
 
-def default_compile_config(model: PreTrainedModel) -> CompileConfig | None:
-    """Settings of torch.compile for decoding on a GPU; None where transformers' own are right.
+@cache
+def _compiled_once(part: Callable[..., Any]) -> Callable[..., Any]:
+    """By the default settings. torch.compile takes 10 ms to say that it knows a function."""
+    return torch.compile(part, **_compile_config().to_dict())
 
-    Matrix-vector products are memory-bound; tuned kernels come closer to the bandwidth than cuBLAS. One compilation
-    serves caches of all lengths.
-    """
-    if not _is_on_one_gpu(model):
-        return None
+
+def default_compile_config(model: PreTrainedModel) -> CompileConfig | None:
+    """Settings of torch.compile for decoding on a GPU; None where transformers' own are right."""
+    return _compile_config() if _is_on_one_gpu(model) else None
+
+
+def _compile_config() -> CompileConfig:
+    # Matrix-vector products are memory-bound; tuned kernels come closer to the bandwidth than cuBLAS. One compilation
+    # serves caches of all lengths.
     return CompileConfig(dynamic=True, mode=None, options={"coordinate_descent_tuning": True})
+
+
+_runs_ahead: ContextVar[bool] = ContextVar("runs_ahead", default=False)
+
+
+@contextmanager
+def host_ahead() -> Iterator[None]:
+    """Lets transformers' `_sample` ask for the next token on a GPU before it knows whether this one was the last.
+
+    Its `DeferredStopCheck` (from 5.17 on) does so on MPS only; the GPU, which would wait for the host between two
+    tokens, computes one token more than needed where a text ends early, and no trace of it is left.
+    """
+    token = _runs_ahead.set(True)
+    try:
+        yield
+    finally:
+        _runs_ahead.reset(token)
+
+
+def _defer_stop_checks() -> None:
+    if (deferred := getattr(generation, "DeferredStopCheck", None)) is None:
+        return
+    known = deferred.is_supported
+
+    @wraps(known)
+    def is_supported(device: torch.device, cache: Any, cache_is_returned: bool, is_assistant: bool) -> bool:
+        # A cache that is handed out would have to be cut back.
+        ahead = _runs_ahead.get() and device.type == "cuda" and not cache_is_returned and not is_assistant
+        return ahead or known(device, cache, cache_is_returned, is_assistant)
+
+    deferred.is_supported = staticmethod(is_supported)
+
+
+_defer_stop_checks()
 
 
 def decoding_masks(

@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from transformers import Cache
+from transformers import Cache, StaticCache
 from transformers.masking_utils import (
     create_bidirectional_mask,
     create_bidirectional_sliding_window_mask,
@@ -65,19 +66,25 @@ def attention_mask_of(
     return BIDIRECTIONAL_MASKS[kind](**common, **options)
 
 
-def mask_of_a_step(mask: Any, hidden_states: Tensor, config: BaichuanConfig) -> Any:
+def mask_of_a_step(mask: Any, hidden_states: Tensor, config: BaichuanConfig, cache: Cache | None) -> Any:
     """For a single token and SDPA the mask in the form that is added, into which every layer would turn it anew.
 
     Args:
         mask: (B, 1 or H, T, S), or in another form.
         hidden_states: (B, T, hidden_size).
         config: for the backend.
+        cache: of the keys.
     """
     if torch.compiler.is_exporting() or config._attn_implementation != "sdpa" or hidden_states.shape[1] != 1:
         return mask
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+    if not isinstance(mask, Tensor):
         return mask
-    return torch.zeros_like(mask, dtype=hidden_states.dtype).masked_fill(~mask, -torch.inf)
+    if mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=hidden_states.dtype).masked_fill(~mask, -torch.inf)
+    if not mask.is_cuda or torch.compiler.is_compiling() or isinstance(cache, StaticCache):
+        return mask
+    # SDPA's kernels want rows that start at multiples of 16 bytes. What is compiled wants strides like sizes.
+    return F.pad(mask, (0, -mask.shape[-1] % 8))[..., : mask.shape[-1]]
 
 
 def padding_mask(attention_mask: Any, position_ids: Tensor) -> Tensor | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .attention import BaichuanAttention, BaichuanCrossAttention
 from .checkpoint_files import check_loaded_weights, explain_loading_errors, written_beside
 from .configuration_baichuan import BaichuanConfig
-from .decoding import compiled_step, decoding_masks, default_compile_config
+from .decoding import compiled_step, decoding_masks, default_compile_config, host_ahead
 from .experts import load_balancing_loss
 from .fully_sharded import gathered_once
 from .initialization import initialize_projection, mark_projections
@@ -424,7 +424,7 @@ class BaichuanModel(BaichuanPreTrainedModel):
         mask, options = self.positions.bias(
             mask, hidden_states=hidden_states, past_key_values=past_key_values, layer_idx=layer_idx, **kwargs
         )
-        return mask_of_a_step(mask, hidden_states, self.config), options
+        return mask_of_a_step(mask, hidden_states, self.config, past_key_values), options
 
 
 class BaichuanForCausalLM(BaichuanPreTrainedModel, GenerationMixin):
@@ -535,6 +535,10 @@ class BaichuanForCausalLM(BaichuanPreTrainedModel, GenerationMixin):
     def get_compiled_call(self, compile_config: CompileConfig | None) -> Callable[..., Any]:
         """The step that `generate` repeats with a static cache, on a GPU as a CUDA graph: see `compiled_step`."""
         return compiled_step(self, compile_config, super().get_compiled_call)
+
+    def _sample(self, *args: Any, synced_gpus: bool = False, **kwargs: Any) -> Any:
+        with nullcontext() if synced_gpus else host_ahead():
+            return super()._sample(*args, synced_gpus=synced_gpus, **kwargs)
 
     def _default_compile_config(self) -> CompileConfig:
         return default_compile_config(self) or super()._default_compile_config()

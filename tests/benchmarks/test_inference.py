@@ -5,6 +5,7 @@ import torch
 
 from baichuan_hf.benchmarks import attention, inference
 from baichuan_hf.benchmarks.rows import read_rows
+from baichuan_hf.model.modeling_baichuan import BaichuanModel
 
 
 CPU = torch.device("cpu")
@@ -14,6 +15,7 @@ def test_every_model_writes_and_reads(tmp_path):
     path, lines = tmp_path / "inference.csv", []
     options = {"shape": "tiny", "rounds": 1, "device": CPU, "command": "bench", "report": lines.append}
     inference.measure_decoding(path, ways=["dynamic", "graph"], prompt_tokens=5, new_tokens=3, batch_size=2, **options)
+    inference.measure_decoding(path, ways=["new-lengths"], models=["baichuan"], new_tokens=3, batch_size=2, **options)
     profile = tmp_path / "profile.txt"
     inference.measure_prefill(path, tokens=33, models=["baichuan", "baichuan, ALiBi"], profile=profile, **options)
     assert profile.read_text().count("aten::addmm") + profile.read_text().count("aten::mm") >= 2
@@ -24,6 +26,7 @@ def test_every_model_writes_and_reads(tmp_path):
         ("decode", "dynamic", "baichuan, ALiBi"),
         ("decode", "graph", "baichuan"),
         ("decode", "graph", "baichuan, ALiBi"),
+        ("decode", "new-lengths", "baichuan"),
         ("prefill", "", "baichuan"),
         ("prefill", "", "baichuan, ALiBi"),
     ]
@@ -39,6 +42,22 @@ def test_every_model_writes_and_reads(tmp_path):
     pytest.importorskip("matplotlib", reason="needs matplotlib: pip install 'baichuan-hf[bench]'")
     inference.draw_inference(path, tmp_path / "inference.png")
     assert (tmp_path / "inference.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_no_length_comes_twice(tmp_path, monkeypatch):
+    lengths = []
+    forward = BaichuanModel.forward
+
+    def recorded(self, *args, past_key_values=None, **kwargs):
+        outputs = forward(self, *args, past_key_values=past_key_values, **kwargs)
+        if past_key_values is not None:
+            lengths.append(past_key_values.get_seq_length())
+        return outputs
+
+    monkeypatch.setattr(BaichuanModel, "forward", recorded)
+    options = {"shape": "tiny", "models": ["baichuan", "baichuan, ALiBi"], "rounds": 2, "device": CPU}
+    inference.measure_decoding(tmp_path / "rows.csv", ways=["new-lengths"], prompt_tokens=5, new_tokens=3, **options)
+    assert lengths == list(range(5, 5 + 2 * 4 * 3))
 
 
 def test_unknown_models_are_named(tmp_path):

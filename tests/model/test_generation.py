@@ -212,7 +212,10 @@ def test_steps_as_cuda_graphs(kind, compile_config):
     ids, mask = (x.to("cuda") for x in padded_batch("left"))
     options = {"cache_implementation": "static", "compile_config": compile_config}
     for rows, first in ((ids, mask), (ids, mask), (ids[:1], mask[:1]), (ids[1:, -3:], mask[1:, -3:])):
-        tokens = greedy(model, rows, attention_mask=first, **options)
+        with CUDAGraphs() as replays:
+            tokens = greedy(model, rows, attention_mask=first, **options)
+        # Without the prompt's token and the one before the recording; one more where a text ended early.
+        assert tokens.shape[1] - 2 <= replays.count < tokens.shape[1]
         assert tokens.tolist() == greedy(model, rows, attention_mask=first).tolist()
     with torch.no_grad():
         for weight in model.parameters():
@@ -264,6 +267,24 @@ def test_one_compilation_serves_all_layers(kind):
     assert len(graphs) == 2
 
 
+class CUDAGraphs:
+    """Counts replays."""
+
+    def __enter__(self):
+        self.count, self.patch = 0, pytest.MonkeyPatch()
+        replay = torch.cuda.CUDAGraph.replay
+
+        def counted(graph):
+            self.count += 1
+            replay(graph)
+
+        self.patch.setattr(torch.cuda.CUDAGraph, "replay", counted)
+        return self
+
+    def __exit__(self, *error):
+        self.patch.undo()
+
+
 @pytest.mark.gpu
 def test_a_step_that_cannot_be_recorded_runs_as_it_is(model, monkeypatch):
     model = copy.deepcopy(model).to("cuda")
@@ -277,7 +298,14 @@ def test_a_step_that_cannot_be_recorded_runs_as_it_is(model, monkeypatch):
 
     monkeypatch.setattr(type(model.model), "forward", synchronising)
     options = {"cache_implementation": "static", "compile_config": CompileConfig(backend="cudagraphs")}
-    assert greedy(model, prompt().to("cuda"), **options).tolist() == plain.tolist()
+    for _ in range(2):
+        assert greedy(model, prompt().to("cuda"), **options).tolist() == plain.tolist()
+    # A recording that broke off leaves torch's random numbers and the next recording as they should be.
+    model.generate(prompt().to("cuda"), do_sample=True, max_new_tokens=4, **options)
+    monkeypatch.undo()
+    with CUDAGraphs() as replays:
+        assert greedy(model, prompt().to("cuda"), **options).tolist() == plain.tolist()
+    assert replays.count >= plain.shape[1] - 2
 
 
 def test_quantized_cache(model):

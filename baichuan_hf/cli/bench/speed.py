@@ -19,10 +19,11 @@ def decode(
     shape: Shape = "7b",
     models: Models = None,
     way: Annotated[
-        list[str] | None, typer.Option(help="dynamic, graph or compiled; may be given often. By default all.")
+        list[str] | None,
+        typer.Option(help="dynamic, graph, compiled or new-lengths; may be given often. By default all."),
     ] = None,
     batch_size: BatchSize = 1,
-    prompt_tokens: Annotated[int, typer.Option(min=1, help="Of each text.")] = 128,
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="Of each text; with new-lengths of the first.")] = 128,
     new_tokens: Annotated[int, typer.Option(min=1, help="To write after it.")] = 256,
     rounds: Rounds = 5,
     profile: Profile = None,
@@ -38,7 +39,7 @@ def decode(
         rows,
         shape=shape,
         models=models or case.MODELS,
-        ways=way or tuple(case.WAYS),
+        ways=way or tuple(case.DECODING_WAYS),
         batch_size=batch_size,
         prompt_tokens=prompt_tokens,
         new_tokens=new_tokens,
