@@ -155,7 +155,7 @@ CLI_OPTIONS = {
     "bench ratio": {"--before", "--device", "--label", "--rounds", "--rows", "--shape"},
     "bench scaling": {"--device", "--kind", "--picture", "--rounds", "--rows", "--tokens"},
     "bench start": {"--device", "--model", "--rows", "--shape", "--way"},
-    "bench tokenizer": {"--megabytes", "--model", "--rows", "--text-file"},
+    "bench tokenizer": {"--megabytes", "--model", "--rounds", "--rows", "--text-file"},
     "bench train": {"--at-once", "--batch-size", "--case", "--device", "--length", "--rounds", "--rows", "--shape"},
     "card": {"source", "--language", "--license", "--output-dir"},
     "chat": {"--system"} | RUNNING | SAMPLING,

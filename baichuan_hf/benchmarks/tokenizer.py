@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from ..checkpoints import resolve_model
 from ..training.tiny.evaluate import written_texts
 from .rows import append_rows, machine, rows_table
+from .timing import timed
 
 
 # Bytes of a document, drawn evenly on a logarithmic scale: from a sentence to some pages.
@@ -34,17 +34,19 @@ def measure_tokenizer(
     model: str = "tiny",
     text_files: Sequence[Path] = (),
     megabytes: float = 10.0,
+    rounds: int = 3,
     command: str = "",
     report: Callable[[str], None] = print,
 ) -> None:
     """Append a row for batches and for single texts by each: sentencepiece on one thread and on all, ours, and the
-    library under ours, `tokenizers`, without our lookup of words. They take turns at every batch.
+    library under ours, `tokenizers`, without our lookup of words. They take turns, each with all of the texts.
 
     Args:
         rows: ROWS.csv.
         model: `tiny`, or a folder that holds `tokenizer.model`.
         text_files: plain text, a part of a document a line; none: the half pages that come with the package.
         megabytes: of the documents that are made of them, in random order and as often as needed.
+        rounds: turns of each.
         command: written into every row.
         report: called with a line for each row.
 
@@ -85,30 +87,34 @@ def measure_tokenizer(
     origin = {**machine(CPU), "command": command}
     size = sum(len(text.encode()) for text in documents) / 1e6
     for way, encoders in ways.items():
+        # All words were met when the ids were compared.
+        passes = {name: partial(_encode_all, encode, batches) for name, encode in encoders.items()}
         times: dict[str, list[float]] = {name: [] for name in encoders}
-        for batch in batches:
-            # All words were met when the ids were compared.
-            for name, encode in encoders.items():
-                start = time.perf_counter()
-                encode(batch)
-                times[name].append(time.perf_counter() - start)
+        for _ in range(rounds):
+            for name, encode_all in passes.items():
+                times[name].append(timed(encode_all, CPU))
         for name, taken in times.items():
             speeds = [theirs / ours for theirs, ours in zip(times[PEER], taken, strict=True)]
-            low, *_, high = quantiles(speeds, n=5) if len(speeds) > 1 else speeds * 2
+            low, *_, high = quantiles(speeds, n=5, method="inclusive") if rounds > 1 else speeds * 2
             row = {
                 "texts": way,
                 "tokenizer": name,
                 "pieces": len(tokenizer),
                 "megabytes": f"{size:.3f}",
                 "documents": len(documents),
-                "seconds": f"{sum(taken):.5f}",
-                "mb_per_second": f"{size / sum(taken):.2f}",
+                "seconds": f"{median(taken):.5f}",
+                "mb_per_second": f"{size / median(taken):.2f}",
                 "speed": f"{median(speeds):.2f}",
                 "speed_p20": f"{low:.2f}",
                 "speed_p80": f"{high:.2f}",
             }
             append_rows(rows, [{**row, **origin}])
             report(f"{way}, {name}: {row['mb_per_second']} MB/s")
+
+
+def _encode_all(encode: Callable[[list[str]], object], batches: list[list[str]]) -> None:
+    for batch in batches:
+        encode(batch)
 
 
 def tokenizer_table(rows: Path) -> Table:

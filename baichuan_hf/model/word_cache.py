@@ -29,7 +29,7 @@ PAIR_BITS = 20
 KEY_BYTES, SLOT_BITS = 16, 21
 # Bytes of words after which the cache begins anew; characters of the texts that are looked up together; unknown words
 # that are encoded together.
-CAPACITY, CHUNK, PART = 1 << 22, 1 << 16, 256
+CAPACITY, CHUNK, PART = 1 << 22, 1 << 17, 256
 
 # Of the two halves of a key, by the word's length.
 MASKS = np.array(

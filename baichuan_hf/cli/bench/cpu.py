@@ -34,6 +34,7 @@ def tokenizer(
         list[Path] | None, typer.Option(help="Plain text; may be given often. By default what comes with the package.")
     ] = None,
     megabytes: Annotated[float, typer.Option(min=0, help="Of documents made of it, as often as needed.")] = 10.0,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each, with all of it; the median counts.")] = 3,
 ) -> None:
     """Megabytes a second of the tokenizer, in batches and text by text, in turns with sentencepiece's.
 
@@ -41,5 +42,12 @@ def tokenizer(
     """
     from ...benchmarks import tokenizer as case
 
-    case.measure_tokenizer(rows, model=model, text_files=text_file or (), megabytes=megabytes, command=command_line())
+    case.measure_tokenizer(
+        rows,
+        model=model,
+        text_files=text_file or (),
+        megabytes=megabytes,
+        rounds=rounds,
+        command=command_line(),
+    )
     Console(highlight=False).print(case.tokenizer_table(rows))
