@@ -30,10 +30,11 @@ def sdpa_kernels(query: Tensor, cache: Cache | None, *, training: bool) -> Abstr
         cache: whose keys the queries attend to.
         training: then batches of one size are the rule, and the choice is torch's, but for what is generated.
     """
-    learns = training and (cache is None or torch.is_grad_enabled())
-    if learns or torch.compiler.is_compiling() or not query.is_cuda:
+    if torch.compiler.is_compiling() or not query.is_cuda:
         return nullcontext()
-    return nullcontext() if query.shape[2] >= MIN_TOKENS or isinstance(cache, StaticCache) else _without_cudnn()
+    learns = training and (cache is None or torch.is_grad_enabled())
+    repeats = query.shape[2] == 1 and isinstance(cache, StaticCache)
+    return nullcontext() if learns or repeats or query.shape[2] >= MIN_TOKENS else _without_cudnn()
 
 
 @contextmanager

@@ -1,5 +1,4 @@
-"""Decoding steps as CUDA graphs: what `generate` calls for every token, without the time to launch its kernels; and a
-host that does not wait for the token before it asks for the next.
+"""Decoding steps as CUDA graphs: what `generate` calls for every token, without the time to launch its kernels.
 
 Shape legend: B batch, S keys that a static cache has room for.
 """
@@ -8,8 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from contextvars import ContextVar
-from functools import cache, partial, wraps
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -17,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CompileConfig, PreTrainedModel, StaticCache
 from transformers.cache_utils import StaticLayer
-from transformers.generation import utils as generation
 from transformers.masking_utils import create_masks_for_generate
 from transformers.utils import logging
 
@@ -209,40 +206,6 @@ def _compile_config() -> CompileConfig:
     # Matrix-vector products are memory-bound; tuned kernels come closer to the bandwidth than cuBLAS. One compilation
     # serves caches of all lengths.
     return CompileConfig(dynamic=True, mode=None, options={"coordinate_descent_tuning": True})
-
-
-_runs_ahead: ContextVar[bool] = ContextVar("runs_ahead", default=False)
-
-
-@contextmanager
-def host_ahead() -> Iterator[None]:
-    """Lets transformers' `_sample` ask for the next token on a GPU before it knows whether this one was the last.
-
-    Its `DeferredStopCheck` (from 5.17 on) does so on MPS only; the GPU, which would wait for the host between two
-    tokens, computes one token more than needed where a text ends early, and no trace of it is left.
-    """
-    token = _runs_ahead.set(True)
-    try:
-        yield
-    finally:
-        _runs_ahead.reset(token)
-
-
-def _defer_stop_checks() -> None:
-    if (deferred := getattr(generation, "DeferredStopCheck", None)) is None:
-        return
-    known = deferred.is_supported
-
-    @wraps(known)
-    def is_supported(device: torch.device, cache: Any, cache_is_returned: bool, is_assistant: bool) -> bool:
-        # A cache that is handed out would have to be cut back.
-        ahead = _runs_ahead.get() and device.type == "cuda" and not cache_is_returned and not is_assistant
-        return ahead or known(device, cache, cache_is_returned, is_assistant)
-
-    deferred.is_supported = staticmethod(is_supported)
-
-
-_defer_stop_checks()
 
 
 def decoding_masks(

@@ -38,7 +38,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .attention import BaichuanAttention, BaichuanCrossAttention
 from .checkpoint_files import check_loaded_weights, explain_loading_errors, written_beside
 from .configuration_baichuan import BaichuanConfig
-from .decoding import compiled_step, decoding_masks, default_compile_config, host_ahead
+from .decoding import compiled_step, decoding_masks, default_compile_config
 from .experts import load_balancing_loss
 from .fully_sharded import gathered_once
 from .initialization import initialize_projection, mark_projections
@@ -61,6 +61,7 @@ from .position_protocol import Positions
 from .positions import POSITIONS, build_positions
 from .quantized import check_quantized
 from .saving import CONVERSIONS, HUB_OPTIONS, Layout, PushToHub, add_code, layout_to_save
+from .stop_checks import host_ahead
 from .tensor_parallel import check_tensor_parallel
 
 

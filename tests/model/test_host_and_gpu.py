@@ -1,5 +1,6 @@
 """What `generate` spares a GPU: plans for lengths that never come again, and to wait for the host between tokens."""
 
+import functools
 from contextlib import nullcontext
 
 import pytest
@@ -35,10 +36,14 @@ def on_a_gpu(tokens):
         return torch.empty(1, 4, tokens, 64, device="cuda")
 
 
-@pytest.mark.parametrize("tokens", [1, 7, MIN_TOKENS - 1])
-@pytest.mark.parametrize("cache", [None, "dynamic"])
-def test_short_and_growing_texts_are_kept_from_cudnn(tokens, cache):
-    grown = cache and DynamicCache()
+@pytest.mark.parametrize(
+    ("tokens", "kind"),
+    [(1, None), (1, "dynamic"), (7, None), (7, "dynamic"), (7, "static"), (MIN_TOKENS - 1, "static")],
+)
+def test_what_cudnn_would_plan_for_in_vain(tokens, kind):
+    """Whatever its queries or keys are: their number is another one the next time."""
+    settings = {"config": tiny_config(), "max_cache_len": 4096}
+    grown = {"dynamic": DynamicCache, "static": functools.partial(StaticCache, **settings), None: lambda: None}[kind]()
     with sdpa_kernels(on_a_gpu(tokens), grown, training=False):
         assert not CUDNN()
         with sdpa_kernels(on_a_gpu(tokens), grown, training=False):
