@@ -20,7 +20,8 @@ def host_ahead() -> Iterator[None]:
     """Within it, transformers' `_sample` defers the check whether all texts have ended by a token, on CUDA, too.
 
     Its `DeferredStopCheck` (from 5.17 on) does so on MPS only. Else the GPU waits for the host between two tokens; so
-    it computes one token more than needed where a text ends early, of which no trace is left.
+    it computes one token more than needed where a text ends early, of which nothing is left, but that sampling has
+    drawn once more.
     """
     token = _is_ahead.set(True)
     try:
