@@ -35,6 +35,8 @@ class Case:
         model_class = BaichuanForCausalLM if config.is_causal else BaichuanForMaskedLM
         self.model = model_class(config).eval()
         self.ids = torch.randint(3, config.vocab_size, (4, LENGTH))
+        if self.ids[0, 0] == self.ids[1, PADDING]:  # of which alone a causal model's pooled output comes
+            self.ids[0, 0] = self.ids[0, 0] - 1 if self.ids[0, 0] > 3 else 4
         self.ids[2, :-PADDING] = self.ids[1, PADDING:]
         self.ids[3, :-2] = self.ids[0, :-2]
         self.mask = torch.ones_like(self.ids)
