@@ -204,6 +204,24 @@ def test_static_cache_without_padding(kind, attention):
         assert tokens.tolist() == greedy(model, ids, attention_mask=torch.ones_like(ids)).tolist()
 
 
+class CUDAGraphs:
+    """Counts replays."""
+
+    def __enter__(self):
+        self.count, self.patch = 0, pytest.MonkeyPatch()
+        replay = torch.cuda.CUDAGraph.replay
+
+        def counted(graph):
+            self.count += 1
+            replay(graph)
+
+        self.patch.setattr(torch.cuda.CUDAGraph, "replay", counted)
+        return self
+
+    def __exit__(self, *error):
+        self.patch.undo()
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("compile_config", [None, CompileConfig(backend="cudagraphs")], ids=["compiled", "as it is"])
 def test_steps_as_cuda_graphs(kind, compile_config):
@@ -267,22 +285,17 @@ def test_one_compilation_serves_all_layers(kind):
     assert len(graphs) == 2
 
 
-class CUDAGraphs:
-    """Counts replays."""
-
-    def __enter__(self):
-        self.count, self.patch = 0, pytest.MonkeyPatch()
-        replay = torch.cuda.CUDAGraph.replay
-
-        def counted(graph):
-            self.count += 1
-            replay(graph)
-
-        self.patch.setattr(torch.cuda.CUDAGraph, "replay", counted)
-        return self
-
-    def __exit__(self, *error):
-        self.patch.undo()
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_a_step_is_recorded_where_the_model_is(model):
+    """Not on the current device, where nothing would be recorded."""
+    model = copy.deepcopy(model).to("cuda:1")
+    ids = prompt().to("cuda:1")
+    options = {"cache_implementation": "static", "compile_config": CompileConfig(backend="cudagraphs")}
+    with CUDAGraphs() as replays:
+        tokens = greedy(model, ids, **options)
+    assert replays.count
+    assert tokens.tolist() == greedy(model, ids).tolist()
 
 
 @pytest.mark.gpu
