@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from ..checkpoints import resolve_model
 from ..training.tiny.evaluate import written_texts
 from .rows import append_rows, machine, rows_table
-from .timing import timed
+from .timing import interleaved
 
 
 # Bytes of a document, drawn evenly on a logarithmic scale: from a sentence to some pages.
@@ -46,7 +46,7 @@ def measure_tokenizer(
         model: `tiny`, or a folder that holds `tokenizer.model`.
         text_files: plain text, a part of a document a line; none: the half pages that come with the package.
         megabytes: of the documents that are made of them, in random order and as often as needed.
-        rounds: turns of each.
+        rounds: turns of each that count.
         command: written into every row.
         report: called with a line for each row.
 
@@ -87,12 +87,8 @@ def measure_tokenizer(
     origin = {**machine(CPU), "command": command}
     size = sum(len(text.encode()) for text in documents) / 1e6
     for way, encoders in ways.items():
-        # All words were met when the ids were compared.
         passes = {name: partial(_encode_all, encode, batches) for name, encode in encoders.items()}
-        times: dict[str, list[float]] = {name: [] for name in encoders}
-        for _ in range(rounds):
-            for name, encode_all in passes.items():
-                times[name].append(timed(encode_all, CPU))
+        times = interleaved(passes, CPU, rounds=rounds)
         for name, taken in times.items():
             speeds = [theirs / ours for theirs, ours in zip(times[PEER], taken, strict=True)]
             low, *_, high = quantiles(speeds, n=5, method="inclusive") if rounds > 1 else speeds * 2

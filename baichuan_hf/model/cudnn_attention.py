@@ -1,4 +1,5 @@
-"""Causal attention with ALiBi by cuDNN, which computes the bias inside its kernel, forward and backward.
+"""Attention by cuDNN: where SDPA is kept from it, and causal with ALiBi, whose bias its kernel computes, forward and
+backward.
 
 Shape legend: B batch, H heads, T tokens, D head dimension.
 """
