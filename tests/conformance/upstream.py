@@ -42,7 +42,8 @@ def _download() -> None:
         subprocess.run([*command, "--dest", scratch], check=True, timeout=300)
         (archive,) = Path(scratch).glob("*.tar.gz")
         with tarfile.open(archive) as source:
-            source.extractall(scratch, filter="data")
+            source.extraction_filter = getattr(tarfile, "data_filter", None)  # Python 3.11.4 and later
+            source.extractall(scratch)
         (tests,) = Path(scratch).glob("transformers-*/tests")
         for name, text in STUBS.items():
             (tests / name).parent.mkdir(exist_ok=True)

@@ -54,7 +54,8 @@ def download(package: str, folder: Path) -> Path:
         zipfile.ZipFile(archive).extractall(target)
     else:
         with tarfile.open(archive) as tar:
-            tar.extractall(target, filter="data")
+            tar.extraction_filter = getattr(tarfile, "data_filter", None)  # Python 3.11.4 and later
+            tar.extractall(target)
     archive.unlink()
     (target / "VERSION").write_text(archive.name)
     return target
