@@ -5,8 +5,8 @@ Shape legend: B batch, S keys that a static cache has room for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cache, partial
 from typing import Any
 
@@ -18,6 +18,7 @@ from transformers.cache_utils import StaticLayer
 from transformers.masking_utils import create_masks_for_generate
 from transformers.utils import logging
 
+from .cuda_graphs import recording
 from .lm_head import NormHead
 from .weight_only import classes_swapped, weight_only_classes
 
@@ -64,7 +65,7 @@ class DecodingStep:
     def _record(self, inputs: dict[str, Any]) -> None:
         graph = torch.cuda.CUDAGraph()
         try:
-            with _recording(graph, inputs["input_ids"].device):
+            with recording(graph, inputs["input_ids"].device):
                 self.outputs = self.forward(**inputs)
         except RuntimeError as error:
             logger.warning_once(
@@ -74,40 +75,6 @@ class DecodingStep:
             return
         self.graph = graph
         self.inputs = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
-
-
-@contextmanager
-def _recording(graph: torch.cuda.CUDAGraph, device: torch.device) -> Iterator[None]:
-    """As `torch.cuda.graph`, which records on the current device, and before waits for it and gives back all its free
-    memory, in every call of `generate`."""
-    caller = torch.cuda.current_stream(device)
-    stream, keeper = _recording_place(device, caller.cuda_stream)
-    generator = torch.cuda.default_generators[caller.device_index]
-    random_state = generator.clone_state()
-    stream.wait_stream(caller)
-    try:
-        with torch.cuda.stream(stream):
-            graph.capture_begin(pool=keeper.pool())
-            try:
-                yield
-            finally:
-                graph.capture_end()
-    except RuntimeError:
-        # What failed to end, torch takes for recording still: its random numbers, and its memory.
-        generator.graphsafe_set_state(random_state)
-        _recording_place.cache_clear()
-        raise
-    caller.wait_stream(stream)
-
-
-@cache
-def _recording_place(device: torch.device, caller: int) -> tuple[torch.cuda.Stream, torch.cuda.CUDAGraph]:
-    """The stream to record on, and a graph whose memory is that of all graphs that the caller's stream replays, one
-    after the other: were there none, torch would make new memory for every one, and keep it."""
-    stream, keeper = torch.cuda.Stream(device), torch.cuda.CUDAGraph()
-    with torch.cuda.graph(keeper, stream=stream):
-        torch.zeros(1, device=device)
-    return stream, keeper
 
 
 def compiled_step(model: PreTrainedModel, compile_config: CompileConfig | None, compiled: Callable) -> Callable:

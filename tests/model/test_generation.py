@@ -305,8 +305,12 @@ def test_a_step_that_cannot_be_recorded_runs_as_it_is(model, monkeypatch):
     options = {"cache_implementation": "static", "compile_config": CompileConfig(backend="cudagraphs")}
     for _ in range(2):
         assert greedy(model, prompt().to("cuda"), **options).tolist() == plain.tolist()
-    # A recording that broke off leaves torch's random numbers and the next recording as they should be.
+    # A recording that broke off leaves torch's random numbers, memory and the next recording as they should be.
     model.generate(prompt().to("cuda"), do_sample=True, max_new_tokens=4, **options)
+    kept = torch.cuda.memory_allocated()
+    for _ in range(3):
+        greedy(model, prompt().to("cuda"), **options)
+    assert torch.cuda.memory_allocated() < kept + 2**20
     monkeypatch.undo()
     with listed_replays() as replays:
         assert greedy(model, prompt().to("cuda"), **options).tolist() == plain.tolist()
