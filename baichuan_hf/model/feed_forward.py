@@ -8,7 +8,7 @@ from transformers.activations import ACT2FN
 
 from .configuration_baichuan import BaichuanConfig
 from .experts import MixtureOfExperts
-from .kernels import use_triton
+from .kernels import is_exporting, use_triton
 
 
 # Tokens whose inner states are in memory at once where no gradients need them: of a long text they would take several
@@ -64,7 +64,7 @@ class GatedFeedForward(nn.Module):
 def _written(states: Tensor) -> Tensor:
     """`states`, which torch.compile shall write to memory: a single token's it would compute anew for every row of the
     matrix that they are multiplied with."""
-    if not torch.compiler.is_compiling() or torch.compiler.is_exporting() or states.shape[:-1].numel() != 1:
+    if not torch.compiler.is_compiling() or is_exporting() or states.shape[:-1].numel() != 1:
         return states
     return states.as_strided(states.shape, states.stride())
 

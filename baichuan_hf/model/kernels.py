@@ -33,6 +33,11 @@ def runs_ptx(device: torch.device) -> bool:
     return ((device.type == "cuda" and torch.version.hip is None) or interprets()) and _has_triton()
 
 
+def is_exporting() -> bool:
+    """`torch.compiler.is_exporting`, which in torch before 2.12 holds for all that torch.compile traces."""
+    return torch.compiler._is_exporting_flag
+
+
 @cache
 def _has_triton() -> bool:
     return find_spec("triton") is not None

@@ -22,6 +22,7 @@ from transformers.masking_utils import (
 from transformers.utils import is_torchdynamo_compiling
 
 from .configuration_baichuan import BaichuanConfig
+from .kernels import is_exporting
 
 
 CAUSAL_MASKS = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
@@ -75,7 +76,7 @@ def mask_of_a_step(mask: Any, hidden_states: Tensor, config: BaichuanConfig, cac
         config: for the backend.
         cache: of the keys.
     """
-    if torch.compiler.is_exporting() or config._attn_implementation != "sdpa" or hidden_states.shape[1] != 1:
+    if is_exporting() or config._attn_implementation != "sdpa" or hidden_states.shape[1] != 1:
         return mask
     if not isinstance(mask, Tensor):
         return mask

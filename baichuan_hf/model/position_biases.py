@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import Cache, initialization
 
 from .configuration_baichuan import BaichuanConfig
+from .kernels import is_exporting
 from .position_protocol import Positions
 
 
@@ -157,7 +158,7 @@ class AlibiBias(ScoreBias):
     def _uses_head_dims(self, hidden_states: Tensor, kwargs: dict[str, Any]) -> bool:
         on_cpu = hidden_states.device.type == "cpu"
         # A graph for texts of any length has one form; and with dropout a CPU has queries by keys anyway.
-        if torch.compiler.is_exporting() or (on_cpu and self.training and self.config.attention_dropout > 0):
+        if is_exporting() or (on_cpu and self.training and self.config.attention_dropout > 0):
             return False
         long = hidden_states.shape[1] >= (self.MIN_QUERIES_ON_CPU if on_cpu else self.MIN_QUERIES_FOR_HEAD_DIMS)
         # The paged cache of continuous batching adds its keys inside the attention function, after these dimensions.

@@ -277,6 +277,16 @@ def test_one_compilation_serves_all_layers(kind):
     assert len(graphs) == 2
 
 
+def test_the_compiled_step_computes_gates_once(kind):
+    """And not for every row of the matrix that they are multiplied with: before that they are written to memory."""
+    model = load_model(kind)
+    step, graphs = partwise_traced(model)
+    cache = StaticCache(config=model.config, max_cache_len=21)
+    length = model(prompt(), past_key_values=cache).logits.shape[1]
+    step(input_ids=torch.tensor([[5]]), position_ids=torch.tensor([[length]]), past_key_values=cache)
+    assert [node.target for node in graphs[0].graph.nodes].count("as_strided") == 1
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_a_step_is_recorded_where_the_model_is(model):
