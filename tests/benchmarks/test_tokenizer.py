@@ -29,10 +29,11 @@ def test_rows(tmp_path, text_file):
         ("batches", "sentencepiece, all threads"),
         ("batches", "tokenizers"),
         ("batches", "baichuan-hf"),
+        ("batches", "baichuan-hf, ids alone"),
         ("single texts", "sentencepiece"),
         ("single texts", "baichuan-hf"),
     ]
-    assert tokenizer_table(rows).row_count == len(lines) == 6
+    assert tokenizer_table(rows).row_count == len(lines) == 7
     for row in found:
         assert float(row["mb_per_second"]) == pytest.approx(float(row["megabytes"]) / float(row["seconds"]), rel=0.1)
         assert row["command"] == "bench"
