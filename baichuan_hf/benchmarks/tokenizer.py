@@ -38,9 +38,9 @@ def measure_tokenizer(
     command: str = "",
     report: Callable[[str], None] = print,
 ) -> None:
-    """Append a row for batches and for single texts by each: sentencepiece on one thread and on all, ours, also without
-    the mask, which sentencepiece does not make either, and the library under ours, `tokenizers`, without our lookup of
-    words. They take turns, each with all of the texts.
+    """Append a row for batches and for single texts by each: sentencepiece on one thread and on all, ours, also
+    without the mask, which sentencepiece does not make, and the library under ours, `tokenizers`, without our lookup
+    of words. They take turns, each with all of the texts.
 
     Args:
         rows: ROWS.csv.

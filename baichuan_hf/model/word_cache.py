@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import threading
-from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 
@@ -68,8 +67,9 @@ class WordCache:
 
     def _clear(self) -> None:
         """Know no word but SEPARATOR."""
-        # The ids of all words, and where in them each word's start, and how many they are.
-        self._ids = array("q", self._encode([SEPARATOR])[0])
+        # The ids of all words, with room for more behind, and where in them each word's start, and how many they are.
+        self._ids = self._numbers.take(self._encode([SEPARATOR])[0])
+        self._num_ids = 1
         self._words = {SEPARATOR.encode(): (0, 1)}
         self._size = 0
         # Of a slot: two halves of a key, and the same two numbers; all zeros if it is free.
@@ -97,8 +97,7 @@ class WordCache:
         behind = np.zeros(len(counts) + 1, np.int64)
         counts.cumsum(out=behind[1:])
         first = (starts - behind[:-1]).repeat(counts)
-        # No view is kept of an array that shall grow.
-        ids = self._numbers.take(np.frombuffer(self._ids, np.int64).take(first + np.arange(len(first))))
+        ids = self._ids.take(first + np.arange(len(first)))
         bounds = behind[edges.searchsorted(ends)].tolist()
         return (ids[start:end].tolist() for start, end in pairwise([0, *bounds]))
 
@@ -140,10 +139,13 @@ class WordCache:
         for part, ids in zip(parts, self._encode(texts), strict=True):
             edges = np.flatnonzero(np.array(ids) == self._ids[0])
             assert len(edges) == len(part) + 1
-            starts, counts = edges[:-1] + 1 + len(self._ids), edges[1:] - edges[:-1] - 1
+            starts, counts = edges[:-1] + 1 + self._num_ids, edges[1:] - edges[:-1] - 1
             spans = zip(starts.tolist(), counts.tolist(), strict=True)
             self._words.update(zip(part, spans, strict=True))
-            self._ids.extend(ids)
+            self._num_ids += len(ids)
+            if self._num_ids > len(self._ids):
+                self._ids = np.resize(self._ids, 2 * self._num_ids)
+            self._ids[self._num_ids - len(ids) : self._num_ids] = self._numbers.take(ids)
 
 
 def build_word_cache(tokenizer: Tokenizer, encode: Callable[[list[str]], list[list[int]]]) -> WordCache | None:
