@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
 PINS ?=
 DEV := .[bench,chinese,dev,gguf,notebook,optuna,quantization,sentencepiece,torchao,translation,trl]
 
-# The lowest versions that pyproject.toml allows, but for torch.
+# The lowest versions that pyproject.toml allows, but for torch, whose lowest (TORCH=torch==2.10.0) is 5 GB with CUDA.
 OLDEST := transformers==5.16.0 accelerate==1.13.0 peft==0.19.1 datasets==4.8.0
 
 .DEFAULT_GOAL := help

@@ -46,7 +46,7 @@ class ComputedBias:
 
     def __getitem__(self, index: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
         _, head, query, key = index
-        return -self.slopes[0, head] * (self.k_positions[key] - self.q_positions[query]).abs()
+        return -self.slopes[0][head] * (self.k_positions[key] - self.q_positions[query]).abs()
 
 
 class ScoreBias(Positions):
