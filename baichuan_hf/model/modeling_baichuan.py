@@ -62,7 +62,7 @@ from .positions import POSITIONS, build_positions
 from .quantized import check_quantized
 from .saving import CONVERSIONS, HUB_OPTIONS, Layout, PushToHub, add_code, layout_to_save
 from .stop_checks import host_ahead
-from .tensor_parallel import check_tensor_parallel
+from .tensor_parallel import check_gatherable, check_tensor_parallel
 
 
 class BaichuanPreTrainedModel(PushToHub, PreTrainedModel):
@@ -138,8 +138,9 @@ class BaichuanPreTrainedModel(PushToHub, PreTrainedModel):
         """As in transformers, in a layout of choice (see `baichuan_hf.save_layout`).
 
         The files are written beside and then renamed: a save that fails loses nothing. Raises ValueError if the model
-        has no such layout.
+        has no such layout, RuntimeError if torch is too old to gather a model under tensor parallelism.
         """
+        check_gatherable(self)
         layout = layout_to_save(self, save_directory, layout)
         if getattr(self, "is_quantized", False):
             # What a quantiser does on loading transformers cannot revert (5.16 to 5.23): a second save would fail.

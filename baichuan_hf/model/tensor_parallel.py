@@ -1,9 +1,12 @@
-"""Tensor parallelism: the sharding of the fused q, k, v matrix, which transformers has no name for."""
+"""Tensor parallelism: the sharding of the fused q, k, v matrix, which transformers has no name for, and what older
+versions cannot do."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
+import torch
 import transformers
 from packaging.version import Version
 from torch import nn
@@ -50,3 +53,21 @@ def check_tensor_parallel(loading_options: dict[str, Any]) -> None:
             f"tp_plan needs transformers 5.17 or newer; this is {transformers.__version__}. Update it, or pass"
             " distributed_config=DistributedConfig(tp_size=...) from transformers.distributed."
         )
+
+
+def check_gatherable(model: nn.Module) -> None:
+    """Refuse to save what torch cannot put together.
+
+    Raises:
+        RuntimeError: torch is older than 2.12, and a matrix is divided like `W_pack`, each of its parts by itself.
+    """
+    if Version(torch.__version__).release >= (2, 12):
+        return
+    parameters: Iterator[tuple[str, Any]] = model.named_parameters()
+    for name, parameter in parameters:
+        kinds = {type(placement).__name__ for placement in getattr(parameter, "placements", ())}
+        if "_StridedShard" in kinds and (mesh := parameter.device_mesh).ndim == 1:
+            raise RuntimeError(
+                f"{name} is divided between {mesh.size()} processes in a way that torch {torch.__version__} cannot put"
+                " together again: save the model with torch 2.12 or newer."
+            )

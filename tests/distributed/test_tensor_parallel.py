@@ -4,8 +4,10 @@ import sys
 from pathlib import Path
 from unittest import mock
 
+import pytest
 import torch
 import torch.distributed
+from packaging.version import Version
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from transformers.distributed import DistributedConfig
@@ -25,6 +27,9 @@ MODELS = FAMILIES | {
     "relative": {"position_embedding_type": "relative", "norm_position": "sandwich"},
     "deep-norm": {"norm_type": "deep_norm", "norm_position": "post", "position_embedding_type": "learned"},
 }
+
+# Before, torch cannot put W_pack together again.
+GATHERS = Version(torch.__version__).release >= (2, 12)
 
 
 def results(model) -> dict[str, torch.Tensor]:
@@ -56,6 +61,8 @@ def test_two_processes_equal_one(subtests, tmp_path):
             found = load_file(two / "results.safetensors")
             torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
+            if not GATHERS and not (two / "model.safetensors").exists():
+                continue
             original, saved = load_file(one / "model.safetensors"), load_file(two / "model.safetensors")
             assert saved.keys() == original.keys()
             assert all(torch.equal(saved[name], weight) for name, weight in original.items())
@@ -72,8 +79,13 @@ def worker(folder: Path) -> None:
             down = layer.mlp.experts.down_proj if hasattr(layer.mlp, "experts") else layer.mlp.down_proj.weight
             assert down.to_local().shape[-1] == model.config.intermediate_size // 2, "the layer is not sharded"
         found = results(model)
-        model.save_pretrained(two)
+        if GATHERS or not model.config.fused_qkv:
+            model.save_pretrained(two)
+        else:
+            with pytest.raises(RuntimeError, match="W_pack.*torch 2.12 or newer"):
+                model.save_pretrained(two)
         if torch.distributed.get_rank() == 0:
+            two.mkdir(exist_ok=True)
             save_file({name: value.contiguous() for name, value in found.items()}, two / "results.safetensors")
 
 
