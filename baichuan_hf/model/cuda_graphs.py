@@ -19,8 +19,8 @@ _UNENDED: list[torch.cuda.CUDAGraph] = []
 
 @contextmanager
 def recording(graph: torch.cuda.CUDAGraph, device: torch.device) -> Iterator[None]:
-    """As `torch.cuda.graph`, which records on the current device, and before waits for it and gives back all its free
-    memory.
+    """As `torch.cuda.graph`, but on the device of the work, whichever is the current one, and without waiting for it
+    and giving back all its free memory before.
 
     Args:
         graph: a new one.
@@ -49,7 +49,7 @@ def recording(graph: torch.cuda.CUDAGraph, device: torch.device) -> Iterator[Non
                 with suppress(RuntimeError):  # it had been told to end
                     torch._C._cuda_endAllocateToPool(caller.device_index, keeper.pool())
                     torch._C._cuda_releasePool(caller.device_index, keeper.pool())
-                _keeper.cache_clear()  # whose memory the graph above holds on to
+                _keeper.cache_clear()  # for pinned memory the recording into its pool never ends
                 raise
     caller.wait_stream(stream)
 
