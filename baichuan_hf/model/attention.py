@@ -96,7 +96,7 @@ class BaichuanAttention(HeadedAttention):
                 **kwargs,
             )  # (B, T, H, D)
         del query, key, value  # a long text's leave room for the projection
-        return self.o_proj(output.reshape(*hidden_states.shape[:-1], -1)), weights
+        return self._output(output.reshape(*hidden_states.shape[:-1], -1), hidden_states), weights
 
     def attend(
         self,
@@ -159,6 +159,10 @@ class BaichuanAttention(HeadedAttention):
         if rotation is not None:
             query, key = rotate(query, *rotation), rotate(key, *rotation)
         return query, key, value
+
+    def _output(self, mixed: Tensor, hidden_states: Tensor) -> Tensor:
+        """(B, T, H * D) -> (B, T, hidden_size), as the layer's input."""
+        return self.o_proj(mixed)
 
     def _local_heads(self, bias: Tensor, num_heads: int) -> Tensor:
         """The part of a mask or the like, (B, H or 1, ...), that belongs to this process's heads."""

@@ -20,7 +20,7 @@ from transformers.utils import logging
 
 from .cuda_graphs import recording
 from .lm_head import NormHead
-from .weight_only import classes_swapped, weight_only_classes
+from .weight_only import replaced, weight_only_layers
 
 
 logger = logging.get_logger(__name__)
@@ -113,7 +113,7 @@ class PartwiseCompiled:
         self.model = model
         self.whole = whole
         self.head: nn.Module = model.get_output_embeddings()
-        self.classes = weight_only_classes(model)
+        self.weight_only = weight_only_layers(model)
         layers = model.base_model.get_submodule("layers")
         run_layer, run_head = compiler(_run_layer), compiler(_run_head)
         self.forwards = {
@@ -129,8 +129,11 @@ class PartwiseCompiled:
                 part.forward = forward
             # What is compiled cannot see whether the weight changes: it does not, in a step.
             norms = self.head.holding_norms() if isinstance(self.head, NormHead) else nullcontext()
-            with norms, classes_swapped(self.classes):
-                return self.model(**inputs)
+            with norms, replaced(self.weight_only if inputs["input_ids"].numel() == 1 else {}):
+                outputs = self.model(**inputs)
+            # Each by itself would be a kernel more in every layer.
+            torch._foreach_add_([layer.cumulative_length for layer in inputs["past_key_values"].layers], 1)
+            return outputs
         finally:
             for part in self.forwards:
                 vars(part).pop("forward", None)
@@ -143,7 +146,14 @@ class _OneLayer:
         self.layer = layer
 
     def update(self, key: Tensor, value: Tensor, layer_idx: int) -> tuple[Tensor, Tensor]:
-        return self.layer.update(key, value)
+        """As `StaticLayer.update` for one token, which it leaves to others to count."""
+        layer = self.layer
+        if not layer.is_initialized:
+            layer.lazy_initialization(key, value)
+        position = layer.cumulative_length[None]
+        layer.keys.index_copy_(2, position, key)
+        layer.values.index_copy_(2, position, value)
+        return layer.keys, layer.values
 
 
 def _run_one(run: Callable[..., Tensor], layer: nn.Module, number: int, *args: Any, **kwargs: Any) -> Tensor:

@@ -43,6 +43,13 @@ def _high(pair):
     return (pair & -65536).to(tl.float32, bitcast=True)
 
 
+@triton.jit
+def _four(words):
+    """The four bfloat16 of 64-bit words, in float32."""
+    low, high = words.to(tl.int32), (words >> 32).to(tl.int32)
+    return _low(low), _high(low), _low(high), _high(high)
+
+
 # One instruction makes a float32 of a byte, where a conversion takes four times as long: put between other bytes it is
 # 2^23 + itself, in the lowest bits, or 128 + itself, sixteen bits higher, where it must be less than 16.
 WHOLE = tl.constexpr(
@@ -92,14 +99,20 @@ def _int8_kernel(
     scale,
     up_weight,
     up_scale,
+    norm,
+    residual,
     out,
+    eps,
     SIZE: tl.constexpr,
     BLOCK: tl.constexpr,
     EVEN: tl.constexpr,
     GATED: tl.constexpr,
+    NORM: tl.constexpr,
+    RESIDUAL: tl.constexpr,
 ):
     """A program four rows: of the weight, or two of both weights if GATED. inputs: (SIZE,), four bfloat16 each, SIZE =
-    K / 4; weights: (N, SIZE), four bytes each; scales: (N,). out: (N,), of silu(gate) * up if GATED.
+    K / 4; weights: (N, SIZE), four bytes each; scales: (N,); norm: as inputs, the weight of their RMSNorm. out: (N,),
+    of silu(gate) * up if GATED, else as residual, which it is added to.
 
     Rows are tensors of their own, so that all that is loaded has one shape, and with it the same threads.
     """
@@ -113,15 +126,18 @@ def _int8_kernel(
     total_1 = tl.zeros((BLOCK,), tl.float32)
     total_2 = tl.zeros((BLOCK,), tl.float32)
     total_3 = tl.zeros((BLOCK,), tl.float32)
+    squares = tl.zeros((BLOCK,), tl.float32)
     for _ in range(0, SIZE, BLOCK):
         inside = columns < SIZE
         words_0 = _load(row_0 + columns, inside, EVEN)
         words_1 = _load(row_1 + columns, inside, EVEN)
         words_2 = _load(row_2 + columns, inside, EVEN)
         words_3 = _load(row_3 + columns, inside, EVEN)
-        x = _load(inputs + columns, inside, EVEN)
-        low, high = x.to(tl.int32), (x >> 32).to(tl.int32)
-        x_0, x_1, x_2, x_3 = _low(low), _high(low), _low(high), _high(high)
+        x_0, x_1, x_2, x_3 = _four(_load(inputs + columns, inside, EVEN))
+        if NORM:  # by what all inputs share, the root of their mean square, the sums are divided
+            squares += x_0 * x_0 + x_1 * x_1 + x_2 * x_2 + x_3 * x_3
+            n_0, n_1, n_2, n_3 = _four(_load(norm + columns, inside, EVEN))
+            x_0, x_1, x_2, x_3 = x_0 * n_0, x_1 * n_1, x_2 * n_2, x_3 * n_3
         total_0 += _dot_int8(words_0, x_0, x_1, x_2, x_3)
         total_1 += _dot_int8(words_1, x_0, x_1, x_2, x_3)
         total_2 += _dot_int8(words_2, x_0, x_1, x_2, x_3)
@@ -132,6 +148,17 @@ def _int8_kernel(
     result_1 = tl.sum(total_1) * tl.load(scale + first + 1).to(tl.float32)
     result_2 = tl.sum(total_2) * tl.load(scales_2).to(tl.float32)
     result_3 = tl.sum(total_3) * tl.load(scales_2 + 1).to(tl.float32)
+    if NORM:
+        factor = tl.rsqrt(tl.sum(squares) / (4 * SIZE) + eps)
+        result_0 *= factor
+        result_1 *= factor
+        result_2 *= factor
+        result_3 *= factor
+    if RESIDUAL:
+        result_0 += tl.load(residual + first)
+        result_1 += tl.load(residual + first + 1)
+        result_2 += tl.load(residual + first + 2)
+        result_3 += tl.load(residual + first + 3)
     if GATED:
         tl.store(out + first, result_0 * tl.sigmoid(result_0) * result_2)
         tl.store(out + first + 1, result_1 * tl.sigmoid(result_1) * result_3)
@@ -183,6 +210,7 @@ def _int4_kernel(
     pairs,
     up_weight,
     up_pairs,
+    residual,
     out,
     num_rows,
     stride,
@@ -192,12 +220,13 @@ def _int4_kernel(
     QUADS: tl.constexpr,
     EVEN: tl.constexpr,
     GATED: tl.constexpr,
+    RESIDUAL: tl.constexpr,
 ):
     """A program two tiles of eight rows, which share the inputs: of both weights if GATED, else of one.
 
     planes: (8, SIZE), SIZE = K / 8; weights: (N / 8, PADDED) words in tinygemm's order, 128 inputs a block of 32 times
-    4 words, of which lane l has those of row l / 4; pairs: (K / G, stride) words of scale and zero. out: (N,), or
-    (8, N / 8) of silu(gate) * up if GATED.
+    4 words, of which lane l has those of row l / 4; pairs: (K / G, stride) words of scale and zero. out: (N,), as
+    residual, which it is added to, or (8, N / 8) of silu(gate) * up if GATED.
     """
     tile = tl.program_id(0)
     up_tile = tile if GATED else tile + tl.num_programs(0)
@@ -249,8 +278,41 @@ def _int4_kernel(
         column = rows // 128 * 16 + rows // 2 % 4 * 4 + rows // 32 % 4
         tl.store(out + plane * (num_rows // 8) + column, result * tl.sigmoid(result) * up_result)
     else:
+        up_rows = up_tile * 8 + tl.arange(0, 8)
+        if RESIDUAL:
+            result += tl.load(residual + rows)
+            up_result += tl.load(residual + up_rows)
         tl.store(out + rows, result)
-        tl.store(out + up_tile * 8 + tl.arange(0, 8), up_result)
+        tl.store(out + up_rows, up_result)
+
+
+@triton.jit
+def _int4_numbers_kernel(
+    weight,
+    pairs,
+    out,
+    stride,
+    COLUMNS: tl.constexpr,
+    PADDED: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """A program a tile of eight rows, and BLOCK of its words: weight and pairs as above; out: (N, COLUMNS / 2), two
+    bfloat16 each, COLUMNS = K."""
+    tile = tl.program_id(0).to(tl.int64)
+    places = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    words = tl.load(weight + tile * PADDED + places, mask=places < PADDED, other=0)
+    row = tile * 8 + places % 128 // 16
+    first = places // 128 * 128 + places % 4 * 32 + places // 4 % 4 * 2
+    for i in tl.static_range(4):  # a word has neighbours in its nibbles i and i + 4
+        column = first + i // 2 * 16 + i % 2 * 8
+        inside = column < COLUMNS
+        pair = tl.load(pairs + column // GROUP * stride + row, mask=inside, other=0)
+        even = ((words >> 4 * i & 15) - 8).to(tl.float32) * _low(pair) + _high(pair)
+        odd = ((words >> 4 * i + 16 & 15) - 8).to(tl.float32) * _low(pair) + _high(pair)
+        low = even.to(tl.bfloat16).to(tl.uint16, bitcast=True).to(tl.int32)
+        high = odd.to(tl.bfloat16).to(tl.uint16, bitcast=True).to(tl.int32)
+        tl.store(out + (row * COLUMNS + column) // 2, high << 16 | low, mask=inside)
 
 
 def int4_planes(inputs: Tensor) -> Tensor:
@@ -259,29 +321,44 @@ def int4_planes(inputs: Tensor) -> Tensor:
     return inputs.float().view(-1, 4, 2, 2, 4, 2).permute(5, 2, 3, 0, 4, 1).reshape(8, -1)
 
 
-def _launch_int8(inputs: Tensor, weights: list[Tensor], scales: list[Tensor]) -> Tensor:
+def _launch_int8(
+    inputs: Tensor,
+    weights: list[Tensor],
+    scales: list[Tensor],
+    norm: Tensor | None,
+    eps: float,
+    residual: Tensor | None = None,
+) -> Tensor:
     num_rows, size = weights[0].shape[0], weights[0].shape[1] // 4
     words = [weight.view(torch.int32) for weight in weights]
+    fours = [part.contiguous().view(torch.int64) for part in (inputs, inputs if norm is None else norm)]
     block = min(1024, triton.next_power_of_2(size))
     out = inputs.new_empty(num_rows)
     with torch.cuda.device_of(inputs):
         _int8_kernel[(num_rows * len(weights) // 4,)](
-            inputs.contiguous().view(torch.int64),
+            fours[0],
             words[0],
             scales[0],
             words[-1],
             scales[-1],
+            fours[1],
+            out if residual is None else residual.contiguous(),
             out,
+            eps,
             SIZE=size,
             BLOCK=block,
             EVEN=size % block == 0,
             GATED=len(weights) == 2,
+            NORM=norm is not None,
+            RESIDUAL=residual is not None,
             num_warps=4,
         )
     return out
 
 
-def _launch_int4(planes: Tensor, weights: list[Tensor], pairs: list[Tensor], out: Tensor) -> Tensor:
+def _launch_int4(
+    planes: Tensor, weights: list[Tensor], pairs: list[Tensor], out: Tensor, residual: Tensor | None = None
+) -> Tensor:
     gated = len(weights) == 2
     size, tiles, blocks = planes.shape[1], weights[0].shape[0], weights[0].shape[1]
     even = size % 512 == 0
@@ -293,6 +370,7 @@ def _launch_int4(planes: Tensor, weights: list[Tensor], pairs: list[Tensor], out
             words[0],
             weights[-1],
             words[-1],
+            out if residual is None else residual.contiguous(),
             out,
             8 * tiles,
             pairs[0].shape[1],
@@ -302,6 +380,7 @@ def _launch_int4(planes: Tensor, weights: list[Tensor], pairs: list[Tensor], out
             QUADS=min(1024 if even else 512, triton.next_power_of_2(2 * size)),
             EVEN=even,
             GATED=gated,
+            RESIDUAL=residual is not None,
             num_warps=8,
             maxnreg=128 if even else None,
         )
@@ -309,41 +388,58 @@ def _launch_int4(planes: Tensor, weights: list[Tensor], pairs: list[Tensor], out
 
 
 @torch.library.custom_op("baichuan_hf::int8_matvec", mutates_args=())
-def int8_matvec(inputs: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-    """(weight @ inputs) * scale.
+def int8_matvec(
+    inputs: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    norm: Tensor | None = None,
+    eps: float = 0.0,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """(weight @ rms_norm(inputs)) * scale + residual.
 
     Args:
         inputs: (K,), bfloat16.
         weight: (N, K), int8; K and N multiples of 4.
         scale: (N,) or (N, 1).
+        norm: (K,), bfloat16, the weight of the norm; None: there is none.
+        eps: of the norm.
+        residual: (N,), bfloat16, or None.
 
     Returns:
         (N,), bfloat16.
     """
-    return _launch_int8(inputs, [weight], [scale])
+    return _launch_int8(inputs, [weight], [scale], norm, eps, residual)
 
 
 @torch.library.custom_op("baichuan_hf::int8_gated_matvec", mutates_args=())
 def int8_gated_matvec(
-    inputs: Tensor, gate_weight: Tensor, gate_scale: Tensor, up_weight: Tensor, up_scale: Tensor
+    inputs: Tensor,
+    gate_weight: Tensor,
+    gate_scale: Tensor,
+    up_weight: Tensor,
+    up_scale: Tensor,
+    norm: Tensor | None = None,
+    eps: float = 0.0,
 ) -> Tensor:
     """silu(gate) * up of two such products: (N,), bfloat16."""
-    return _launch_int8(inputs, [gate_weight, up_weight], [gate_scale, up_scale])
+    return _launch_int8(inputs, [gate_weight, up_weight], [gate_scale, up_scale], norm, eps)
 
 
 @torch.library.custom_op("baichuan_hf::int4_matvec", mutates_args=())
-def int4_matvec(planes: Tensor, weight: Tensor, pairs: Tensor) -> Tensor:
+def int4_matvec(planes: Tensor, weight: Tensor, pairs: Tensor, residual: Tensor | None = None) -> Tensor:
     """The product with a weight that `torch.ops.aten._weight_int4pack_mm` takes.
 
     Args:
         planes: (8, K / 8) of x, see `int4_planes`.
         weight: (N / 8, K' / 128, 32, 4), int32; K' at least K, which is a multiple of 128; N one of 16.
         pairs: (K' / G, N, 2) of scale and zero, bfloat16; G is 32, 64 or a multiple of 128.
+        residual: (N,), bfloat16, what the product is added to, or None.
 
     Returns:
         (N,), bfloat16.
     """
-    return _launch_int4(planes, [weight], [pairs], pairs.new_empty(8 * len(weight)))
+    return _launch_int4(planes, [weight], [pairs], pairs.new_empty(8 * len(weight)), residual)
 
 
 @torch.library.custom_op("baichuan_hf::int4_gated_matvec", mutates_args=())
@@ -355,18 +451,42 @@ def int4_gated_matvec(
     return _launch_int4(planes, [gate_weight, up_weight], [gate_pairs, up_pairs], out)
 
 
+@torch.library.custom_op("baichuan_hf::int4_numbers", mutates_args=())
+def int4_numbers(weight: Tensor, pairs: Tensor, columns: int) -> Tensor:
+    """What such a weight holds: (N, columns), bfloat16."""
+    num_rows, padded = 8 * weight.shape[0], 128 * weight.shape[1]
+    out = pairs.new_empty(num_rows, columns)
+    with torch.cuda.device_of(weight):
+        _int4_numbers_kernel[(weight.shape[0], triton.cdiv(padded, 1024))](
+            weight,
+            pairs.view(torch.int32),
+            out.view(torch.int32),
+            pairs.shape[1],
+            COLUMNS=columns,
+            PADDED=padded,
+            GROUP=padded // pairs.shape[0],
+            BLOCK=1024,
+        )
+    return out
+
+
+@int4_numbers.register_fake
+def _(weight, pairs, columns):
+    return pairs.new_empty(8 * weight.shape[0], columns)
+
+
 @int8_matvec.register_fake
-def _(inputs, weight, scale):
+def _(inputs, weight, scale, norm=None, eps=0.0, residual=None):
     return inputs.new_empty(weight.shape[0])
 
 
 @int8_gated_matvec.register_fake
-def _(inputs, gate_weight, gate_scale, up_weight, up_scale):
+def _(inputs, gate_weight, gate_scale, up_weight, up_scale, norm=None, eps=0.0):
     return inputs.new_empty(gate_weight.shape[0])
 
 
 @int4_matvec.register_fake
-def _(planes, weight, pairs):
+def _(planes, weight, pairs, residual=None):
     return pairs.new_empty(8 * weight.shape[0])
 
 

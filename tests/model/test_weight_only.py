@@ -1,6 +1,7 @@
 """One token through weights of 8 and 4 bits: our kernels against torchao's numbers, alone and in a compiled step."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -13,9 +14,11 @@ from baichuan_hf.model.feed_forward import GatedFeedForward
 from baichuan_hf.model.weight_only import (
     Int4Linear,
     Int8Linear,
+    Replacement,
     WeightOnlyGatedFeedForward,
-    classes_swapped,
-    weight_only_classes,
+    adopt_weight_only,
+    replaced,
+    weight_only_layers,
 )
 from tests.helpers import tiny_config
 from tests.helpers.decoding import partwise_traced
@@ -47,15 +50,15 @@ def test_kernels_compile(columns, gated, capability):
 
     from baichuan_hf.model import matvec_kernels as kernels
 
-    floats = {"scale": "*fp32", "up_scale": "*fp32", "out": "*bf16", "planes": "*fp32"}
-    eights = {"inputs": "*i64", "num_rows": "i32", "stride": "i32"}
+    floats = {"residual": "*bf16", "out": "*bf16", **dict.fromkeys(("scale", "up_scale", "planes"), "*fp32")}
+    others = {"inputs": "*i64", "norm": "*i64", "num_rows": "i32", "stride": "i32", "eps": "fp32"}
     constants = {
-        kernels._int8_kernel: {"SIZE": columns // 4, "BLOCK": 1024, "EVEN": columns == 4096},
+        kernels._int8_kernel: {"SIZE": columns // 4, "BLOCK": 1024, "EVEN": columns == 4096, "NORM": gated},
         kernels._int4_kernel: {"SIZE": columns // 8, "PADDED": 11264, "GROUP": 32, "QUADS": 512, "EVEN": False},
     }
     for kernel, values in constants.items():
-        values |= {"GATED": gated}
-        types = {name: floats.get(name, eights.get(name, "*i32")) for name in kernel.arg_names}
+        values |= {"GATED": gated, "RESIDUAL": not gated}
+        types = {name: floats.get(name, others.get(name, "*i32")) for name in kernel.arg_names}
         types |= dict.fromkeys(values, "constexpr")
         source = ASTSource(kernel, types, {(kernel.arg_names.index(name),): value for name, value in values.items()})
         compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 4})
@@ -103,7 +106,7 @@ def test_a_product(kind, columns, rows):
     layer = nn.Linear(columns, rows, bias=columns == 128, device=device(), dtype=torch.bfloat16).requires_grad_(False)
     numbers = quantise(layer, kind)
     inputs = torch.randn(1, 1, columns, device=device(), dtype=torch.bfloat16)
-    with classes_swapped(weight_only_classes(layer)):
+    with replaced(weight_only_layers(layer)):
         assert type(layer) is (Int8Linear if kind == "int8" else Int4Linear)
         found = layer(inputs)
     assert type(layer) is nn.Linear
@@ -122,81 +125,142 @@ def test_a_feed_forward_layer(kind, columns, rows, size):
     layer.requires_grad_(False)
     gate, up, down = (quantise(part, kind) for part in (layer.gate_proj, layer.up_proj, layer.down_proj))
     inputs = (size * torch.randn(1, columns, device=device()) + size / 2).bfloat16()
-    classes = weight_only_classes(layer)
-    assert classes[layer] is WeightOnlyGatedFeedForward
-    with classes_swapped(classes):
+    layers = weight_only_layers(layer)
+    assert layers[layer].kind is WeightOnlyGatedFeedForward
+    with replaced(layers):
         found = layer(inputs)
     expected = (F.silu(inputs.float() @ gate.T) * (inputs.float() @ up.T)) @ down.T
     assert close(found, expected, roundings=3)
 
 
 @needs_kernels
+@pytest.mark.parametrize(("columns", "rows"), SIZES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_products(kind, columns, rows):
+    """Of many tokens, with the numbers as bfloat16."""
+    torch.manual_seed(columns)
+    layer = nn.Linear(columns, rows, device=device(), dtype=torch.bfloat16).requires_grad_(False)
+    numbers = quantise(layer, kind)
+    adopt_weight_only(layer)
+    inputs = torch.randn(3, 40, columns, device=device(), dtype=torch.bfloat16)
+    assert close(layer(inputs), inputs.float() @ numbers.T + layer.bias, roundings=2)
+
+
+@needs_kernels
 def test_what_stays_torchaos():
-    """More tokens than one, other dtypes and activations, what somebody listens to, and other formats."""
+    """Other dtypes and activations, gradients, what somebody listens to, other formats, and weights put in later."""
     torch.manual_seed(0)
     layer = GatedFeedForward(128, 256, activation="silu", bias=False).to(device(), torch.bfloat16)
     layer.requires_grad_(False)
     torchao.quantize_(layer, torchao.Int8WeightOnlyConfig())
-    for shape, dtype in (((2, 128), torch.bfloat16), ((1, 128), torch.float32)):
-        inputs = torch.randn(shape, device=device(), dtype=dtype)
-        expected = layer(inputs)
-        with classes_swapped(weight_only_classes(layer)):
-            assert torch.equal(layer(inputs), expected)
+    inputs = torch.randn(1, 128, device=device())
+    expected = layer(inputs)
+    with replaced(weight_only_layers(layer)):
+        assert torch.equal(layer(inputs), expected)
+
+    learned = copy.deepcopy(layer.gate_proj)
+    adopt_weight_only(learned)
+    assert type(learned) is Int8Linear and type(layer.gate_proj) is nn.Linear
+    inputs = inputs.bfloat16().requires_grad_(True)
+    (grad,) = torch.autograd.grad(learned(inputs).sum(), inputs)
+    (expected,) = torch.autograd.grad(layer.gate_proj(inputs).sum(), inputs)
+    assert torch.equal(grad, expected) and grad.any()
+    learned.weight = nn.Parameter(learned.weight.dequantize())
+    assert torch.equal(learned(inputs), F.linear(inputs, learned.weight))
 
     heard = []
     handle = layer.up_proj.register_forward_hook(lambda *_: heard.append(1))
-    classes = weight_only_classes(layer)
-    assert layer not in classes and layer.up_proj in classes
-    with classes_swapped(classes):
+    layers = weight_only_layers(layer)
+    assert layer not in layers and layer.up_proj in layers
+    with replaced(layers):
         layer(torch.randn(1, 128, device=device(), dtype=torch.bfloat16))
     assert heard
     handle.remove()
     layer.activation = "gelu"
-    assert layer not in weight_only_classes(layer)
+    assert layer not in weight_only_layers(layer)
 
     dynamic = nn.Linear(128, 128, device=device(), dtype=torch.bfloat16)
-    assert weight_only_classes(dynamic) == {}
+    assert weight_only_layers(dynamic) == {}
     torchao.quantize_(dynamic, torchao.Int8DynamicActivationInt8WeightConfig())
-    assert weight_only_classes(dynamic) == {}
+    assert weight_only_layers(dynamic) == {}
     odd = nn.Linear(126, 128, device=device(), dtype=torch.bfloat16)
     torchao.quantize_(odd, torchao.Int8WeightOnlyConfig())
-    assert weight_only_classes(odd) == {}
-    with pytest.raises(AssertionError), classes_swapped({layer.gate_proj: Int8Linear}):
+    assert weight_only_layers(odd) == {}
+    with pytest.raises(AssertionError), replaced({layer.gate_proj: Replacement(Int8Linear, {})}):
         assert type(layer.gate_proj) is nn.Linear
     assert type(layer.gate_proj) is nn.Linear
 
 
-def models(kind: str) -> tuple[BaichuanForCausalLM, BaichuanForCausalLM]:
+def models(kind: str, **settings: object) -> tuple[BaichuanForCausalLM, BaichuanForCausalLM]:
     """A model with weights of that kind, and one with their numbers in float32."""
     torch.manual_seed(0)
     width = 32 if kind == "int8" else 128
     sizes = {"hidden_size": width, "intermediate_size": width, "num_hidden_layers": 2, "vocab_size": 64}
-    config = tiny_config(**sizes, num_attention_heads=4, normalize_lm_head=False)
+    config = tiny_config(**sizes, num_attention_heads=4, normalize_lm_head=False, **settings)
     model = BaichuanForCausalLM(config).to(device(), torch.bfloat16).eval().requires_grad_(False)
+    for parameter in model.parameters():
+        if parameter.dim() == 1:
+            parameter.add_(torch.randn_like(parameter) / 4)
     exact = copy.deepcopy(model).float()
     for name, module in list(model.named_modules()):
-        if type(module) is nn.Linear:
+        if type(module) is nn.Linear and kind != "none":
             exact.get_submodule(name).weight.copy_(quantise(module, kind))
     return model, exact
 
 
+def test_a_loaded_model(tmp_path):
+    """Has such layers, which are saved and loaded as any, and compute the same where there are no kernels."""
+    from transformers import AutoModelForCausalLM, TorchAoConfig
+
+    model, _ = models("none")
+    model.cpu().save_pretrained(tmp_path / "plain")
+    settings = TorchAoConfig(torchao.Int8WeightOnlyConfig())
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "plain", quantization_config=settings, dtype="bfloat16")
+    kinds = [type(module) for module in loaded.modules() if isinstance(module, nn.Linear)]
+    assert kinds == [Int8Linear] * 2 * 5 + [nn.Linear]
+    loaded.save_pretrained(tmp_path / "quantised")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "quantised")
+    ids = torch.randint(3, 64, (2, 5))
+    assert torch.equal(again(ids).logits, loaded(ids).logits)
+    for module in again.modules():
+        if type(module) is Int8Linear:
+            module.__class__ = nn.Linear
+    with torch.no_grad():
+        found, expected = loaded(ids).logits, again(ids).logits
+    assert close(found, expected.float(), roundings=8)
+
+
 @needs_kernels
-@pytest.mark.parametrize("kind", ["int8", "int4-32"])
-def test_a_compiled_step(kind):
+@pytest.mark.parametrize(
+    ("kind", "settings", "whole"),
+    [
+        ("int8", {}, True),
+        ("int4-32", {}, True),
+        ("int8", {"position_embedding_type": "alibi", "attention_bias": True}, True),
+        ("int8", {"norm_position": "post", "num_key_value_heads": 2}, False),
+    ],
+    ids=str,
+)
+def test_a_compiled_step(kind, settings, whole):
     """One compilation for all layers, as without weights of fewer bits; the model is as it was behind it."""
-    model, exact = models(kind)
+    model, exact = models(kind, **settings)
     step, graphs = partwise_traced(model)
-    assert len(step.classes) == 2 * 6 + 1
+    assert [layer for layer in model.model.layers if layer in step.weight_only] == list(model.model.layers) * whole
+    assert len(step.weight_only) >= 2 * 6 + 1
     ids = torch.randint(3, 64, (1, 3), device=device())
     cache = StaticCache(config=model.config, max_cache_len=8)
-    with classes_swapped(step.classes):  # torchao's int4 has no product on a CPU
+    with replaced(step.weight_only):  # torchao's int4 has no product on a CPU
         logits = [model(ids[:, :1], past_key_values=cache).logits]
     for position in (1, 2):
         token = {"input_ids": ids[:, position : position + 1], "position_ids": torch.full_like(ids[:, :1], position)}
         logits.append(step(**token, past_key_values=cache).logits)
     assert close(torch.cat(logits, dim=1), exact(ids).logits, roundings=8)
     assert len(graphs) == 2  # a layer, the head
+    if whole:
+        norms = [node for node in graphs[0].graph.nodes if re.search("rsqrt|rms_norm", str(node.target))]
+        assert bool(norms) == (kind != "int8")
     assert {type(module) for module in model.modules()}.isdisjoint({Int8Linear, Int4Linear})
+    assert not {"parts", "norm"} & set().union(*(vars(module) for module in model.modules()))
 
 
 @pytest.mark.gpu
@@ -209,7 +273,7 @@ def test_words_are_tinygemms(group):
     torchao.quantize_(layer, settings)
     inputs = torch.randn(1, 2048, device="cuda", dtype=torch.bfloat16)
     expected = layer(inputs)
-    with classes_swapped(weight_only_classes(layer)):
+    with replaced(weight_only_layers(layer)):
         assert type(layer) is Int4Linear
         assert close(layer(inputs), expected.float(), roundings=2)
 
@@ -224,8 +288,8 @@ def test_generation(kind, monkeypatch):
     ids = torch.randint(3, 64, (1, 9), device="cuda")
     settings = {"max_new_tokens": 12, "do_sample": False, "cache_implementation": "static", "output_logits": True}
     outputs = []
-    for classes in (weight_only_classes, lambda model: {}):
-        monkeypatch.setattr(decoding, "weight_only_classes", classes)
+    for layers in (weight_only_layers, lambda model: {}):
+        monkeypatch.setattr(decoding, "weight_only_layers", layers)
         torch._dynamo.reset()
         outputs.append(model.generate(ids, return_dict_in_generate=True, **settings))
     found, expected = outputs
