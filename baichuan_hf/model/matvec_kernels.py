@@ -33,6 +33,15 @@ def _load(pointer, inside, EVEN: tl.constexpr):
 
 
 @triton.jit
+def _load_once(pointer, inside, EVEN: tl.constexpr):
+    """What no other program needs, and shall not drive out of the cache what all do."""
+    if EVEN:
+        return tl.load(pointer, eviction_policy="evict_first")
+    else:
+        return tl.load(pointer, mask=inside, other=0, eviction_policy="evict_first")
+
+
+@triton.jit
 def _low(pair):
     """The first bfloat16 of a 32-bit word, in float32."""
     return (pair << 16).to(tl.float32, bitcast=True)
@@ -129,10 +138,10 @@ def _int8_kernel(
     squares = tl.zeros((BLOCK,), tl.float32)
     for _ in range(0, SIZE, BLOCK):
         inside = columns < SIZE
-        words_0 = _load(row_0 + columns, inside, EVEN)
-        words_1 = _load(row_1 + columns, inside, EVEN)
-        words_2 = _load(row_2 + columns, inside, EVEN)
-        words_3 = _load(row_3 + columns, inside, EVEN)
+        words_0 = _load_once(row_0 + columns, inside, EVEN)
+        words_1 = _load_once(row_1 + columns, inside, EVEN)
+        words_2 = _load_once(row_2 + columns, inside, EVEN)
+        words_3 = _load_once(row_3 + columns, inside, EVEN)
         x_0, x_1, x_2, x_3 = _four(_load(inputs + columns, inside, EVEN))
         if NORM:  # by what all inputs share, the root of their mean square, the sums are divided
             squares += x_0 * x_0 + x_1 * x_1 + x_2 * x_2 + x_3 * x_3
@@ -143,30 +152,24 @@ def _int8_kernel(
         total_2 += _dot_int8(words_2, x_0, x_1, x_2, x_3)
         total_3 += _dot_int8(words_3, x_0, x_1, x_2, x_3)
         columns += BLOCK
-    scales_2 = up_scale + first if GATED else scale + first + 2
-    result_0 = tl.sum(total_0) * tl.load(scale + first).to(tl.float32)
-    result_1 = tl.sum(total_1) * tl.load(scale + first + 1).to(tl.float32)
-    result_2 = tl.sum(total_2) * tl.load(scales_2).to(tl.float32)
-    result_3 = tl.sum(total_3) * tl.load(scales_2 + 1).to(tl.float32)
+    # As one sum: for each the threads would wait for one another once more.
+    totals = tl.join(tl.join(total_0, total_1), tl.join(total_2, total_3))
+    result, up = tl.split(tl.sum(totals, 0))  # of rows 0 and 1, and of rows 2 and 3
+    rows = first + tl.arange(0, 2)
+    up_rows = rows if GATED else rows + 2
+    result *= tl.load(scale + rows).to(tl.float32)
+    up *= tl.load(up_scale + up_rows).to(tl.float32)
     if NORM:
         factor = tl.rsqrt(tl.sum(squares) / (4 * SIZE) + eps)
-        result_0 *= factor
-        result_1 *= factor
-        result_2 *= factor
-        result_3 *= factor
+        result, up = result * factor, up * factor
     if RESIDUAL:
-        result_0 += tl.load(residual + first)
-        result_1 += tl.load(residual + first + 1)
-        result_2 += tl.load(residual + first + 2)
-        result_3 += tl.load(residual + first + 3)
+        result += tl.load(residual + rows)
+        up += tl.load(residual + up_rows)
     if GATED:
-        tl.store(out + first, result_0 * tl.sigmoid(result_0) * result_2)
-        tl.store(out + first + 1, result_1 * tl.sigmoid(result_1) * result_3)
+        tl.store(out + rows, result * tl.sigmoid(result) * up)
     else:
-        tl.store(out + first, result_0)
-        tl.store(out + first + 1, result_1)
-        tl.store(out + first + 2, result_2)
-        tl.store(out + first + 3, result_3)
+        tl.store(out + rows, result)
+        tl.store(out + up_rows, up)
 
 
 @triton.jit
@@ -195,12 +198,6 @@ def _load_pairs(pairs, stride, quads, inside, GROUP: tl.constexpr, EVEN: tl.cons
         third = _load(pairs + (1 + step) * stride, inside, EVEN)
         fourth = _load(pairs + (1 + 2 * step) * stride, inside, EVEN)
         return tl.join(tl.join(first, third), tl.join(second, fourth)).reshape(1, quads.shape[1], 4)
-
-
-@triton.jit
-def _rows(total, QUADS: tl.constexpr):
-    """Four lanes of 32 share a row: (1, QUADS) -> (8,)."""
-    return tl.sum(tl.sum(total.reshape(QUADS // 32, 8, 4), 2), 0)
 
 
 @triton.jit
@@ -271,7 +268,8 @@ def _int4_kernel(
         total += _scaled(a, inputs, pair, GROUP)
         up_total += _scaled(b, inputs, up_pair, GROUP)
         quads += QUADS
-    result, up_result = _rows(total, QUADS), _rows(up_total, QUADS)
+    totals = tl.join(total, up_total).reshape(QUADS // 32, 8, 4, 2)  # four lanes of 32 share a row
+    result, up_result = tl.split(tl.sum(tl.sum(totals, 2), 0))
     rows = tile * 8 + tl.arange(0, 8)
     if GATED:
         plane = rows % 2 * 4 + rows // 16 % 2 * 2 + rows // 8 % 2
@@ -288,31 +286,24 @@ def _int4_kernel(
 
 @triton.jit
 def _int4_numbers_kernel(
-    weight,
-    pairs,
-    out,
-    stride,
-    COLUMNS: tl.constexpr,
-    PADDED: tl.constexpr,
-    GROUP: tl.constexpr,
-    BLOCK: tl.constexpr,
+    weight, pairs, out, stride, SIZE: tl.constexpr, PADDED: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """A program a tile of eight rows, and BLOCK of its words: weight and pairs as above; out: (N, COLUMNS / 2), two
-    bfloat16 each, COLUMNS = K."""
-    tile = tl.program_id(0).to(tl.int64)
-    places = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    words = tl.load(weight + tile * PADDED + places, mask=places < PADDED, other=0)
-    row = tile * 8 + places % 128 // 16
-    first = places // 128 * 128 + places % 4 * 32 + places // 4 % 4 * 2
-    for i in tl.static_range(4):  # a word has neighbours in its nibbles i and i + 4
-        column = first + i // 2 * 16 + i % 2 * 8
-        inside = column < COLUMNS
-        pair = tl.load(pairs + column // GROUP * stride + row, mask=inside, other=0)
-        even = ((words >> 4 * i & 15) - 8).to(tl.float32) * _low(pair) + _high(pair)
-        odd = ((words >> 4 * i + 16 & 15) - 8).to(tl.float32) * _low(pair) + _high(pair)
-        low = even.to(tl.bfloat16).to(tl.uint16, bitcast=True).to(tl.int32)
-        high = odd.to(tl.bfloat16).to(tl.uint16, bitcast=True).to(tl.int32)
-        tl.store(out + (row * COLUMNS + column) // 2, high << 16 | low, mask=inside)
+    """A program eight rows, and BLOCK neighbouring pairs of inputs: weight and pairs as above; out: (N, SIZE), two
+    bfloat16 each, SIZE = K / 2."""
+    row = tl.program_id(0) * 8 + tl.arange(0, 8)[:, None]
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[None, :]
+    inside = (column < SIZE) & (row >= 0)
+    lane = row % 8 * 4 + column % 4
+    words = tl.load(
+        weight + row.to(tl.int64) // 8 * PADDED + column // 64 * 128 + lane * 4 + column % 64 // 16, inside
+    )
+    words = words >> column // 4 % 4 * 4  # neighbours are sixteen bits apart
+    pair = tl.load(pairs + column * 2 // GROUP * stride + row, inside)
+    even = ((words & 15) - 8).to(tl.float32) * _low(pair) + _high(pair)
+    odd = ((words >> 16 & 15) - 8).to(tl.float32) * _low(pair) + _high(pair)
+    low = even.to(tl.bfloat16).to(tl.uint16, bitcast=True).to(tl.int32)
+    high = odd.to(tl.bfloat16).to(tl.uint16, bitcast=True).to(tl.int32)
+    tl.store(out + row.to(tl.int64) * SIZE + column, high << 16 | low, inside)
 
 
 def int4_planes(inputs: Tensor) -> Tensor:
@@ -332,7 +323,8 @@ def _launch_int8(
     num_rows, size = weights[0].shape[0], weights[0].shape[1] // 4
     words = [weight.view(torch.int32) for weight in weights]
     fours = [part.contiguous().view(torch.int64) for part in (inputs, inputs if norm is None else norm)]
-    block = min(1024, triton.next_power_of_2(size))
+    even = size % 1024 == 0
+    block = min(1024 if even else 512, triton.next_power_of_2(size))
     out = inputs.new_empty(num_rows)
     with torch.cuda.device_of(inputs):
         _int8_kernel[(num_rows * len(weights) // 4,)](
@@ -347,7 +339,7 @@ def _launch_int8(
             eps,
             SIZE=size,
             BLOCK=block,
-            EVEN=size % block == 0,
+            EVEN=even,
             GATED=len(weights) == 2,
             NORM=norm is not None,
             RESIDUAL=residual is not None,
@@ -457,15 +449,15 @@ def int4_numbers(weight: Tensor, pairs: Tensor, columns: int) -> Tensor:
     num_rows, padded = 8 * weight.shape[0], 128 * weight.shape[1]
     out = pairs.new_empty(num_rows, columns)
     with torch.cuda.device_of(weight):
-        _int4_numbers_kernel[(weight.shape[0], triton.cdiv(padded, 1024))](
+        _int4_numbers_kernel[(weight.shape[0], triton.cdiv(columns, 512))](
             weight,
             pairs.view(torch.int32),
             out.view(torch.int32),
             pairs.shape[1],
-            COLUMNS=columns,
+            SIZE=columns // 2,
             PADDED=padded,
             GROUP=padded // pairs.shape[0],
-            BLOCK=1024,
+            BLOCK=256,
         )
     return out
 

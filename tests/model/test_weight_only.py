@@ -12,6 +12,7 @@ from transformers import StaticCache
 from baichuan_hf import BaichuanForCausalLM
 from baichuan_hf.model.feed_forward import GatedFeedForward
 from baichuan_hf.model.weight_only import (
+    FEW_TOKENS,
     Int4Linear,
     Int8Linear,
     Replacement,
@@ -271,11 +272,12 @@ def test_words_are_tinygemms(group):
     layer = nn.Linear(2048, 256, bias=False, device="cuda", dtype=torch.bfloat16).requires_grad_(False)
     settings = torchao.Int4WeightOnlyConfig(group_size=group, int4_packing_format="tile_packed_to_4d")
     torchao.quantize_(layer, settings)
-    inputs = torch.randn(1, 2048, device="cuda", dtype=torch.bfloat16)
-    expected = layer(inputs)
-    with replaced(weight_only_layers(layer)):
-        assert type(layer) is Int4Linear
-        assert close(layer(inputs), expected.float(), roundings=2)
+    for tokens in (1, FEW_TOKENS, FEW_TOKENS + 1, 300):
+        inputs = torch.randn(tokens, 2048, device="cuda", dtype=torch.bfloat16)
+        expected = layer(inputs)
+        with replaced(weight_only_layers(layer)):
+            assert type(layer) is Int4Linear
+            assert close(layer(inputs), expected.float(), roundings=2)
 
 
 @pytest.mark.gpu
