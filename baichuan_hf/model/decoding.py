@@ -130,10 +130,7 @@ class PartwiseCompiled:
             # What is compiled cannot see whether the weight changes: it does not, in a step.
             norms = self.head.holding_norms() if isinstance(self.head, NormHead) else nullcontext()
             with norms, replaced(self.weight_only if inputs["input_ids"].numel() == 1 else {}):
-                outputs = self.model(**inputs)
-            # Each by itself would be a kernel more in every layer.
-            torch._foreach_add_([layer.cumulative_length for layer in inputs["past_key_values"].layers], 1)
-            return outputs
+                return self.model(**inputs)
         finally:
             for part in self.forwards:
                 vars(part).pop("forward", None)
@@ -146,14 +143,7 @@ class _OneLayer:
         self.layer = layer
 
     def update(self, key: Tensor, value: Tensor, layer_idx: int) -> tuple[Tensor, Tensor]:
-        """As `StaticLayer.update` for one token, which it leaves to others to count."""
-        layer = self.layer
-        if not layer.is_initialized:
-            layer.lazy_initialization(key, value)
-        position = layer.cumulative_length[None]
-        layer.keys.index_copy_(2, position, key)
-        layer.values.index_copy_(2, position, value)
-        return layer.keys, layer.values
+        return self.layer.update(key, value)
 
 
 def _run_one(run: Callable[..., Tensor], layer: nn.Module, number: int, *args: Any, **kwargs: Any) -> Tensor:

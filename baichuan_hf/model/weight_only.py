@@ -72,8 +72,11 @@ class WeightOnlyLinear(nn.Linear):
         return product if self.bias is None else product + self.bias
 
     def _has_kernels(self, hidden_states: Tensor) -> bool:
+        """Not for learning and compiling, which torchao's weights are made for, and not for a weight put in later."""
         learned = torch.is_grad_enabled() and hidden_states.requires_grad
-        return not learned and self.fits(self) and runs_ptx(hidden_states.device)
+        if learned or torch.compiler.is_compiling():
+            return False
+        return runs_ptx(hidden_states.device) and self.fits(self)
 
     def _parts(self) -> tuple[Tensor, Tensor]:
         return self.parts or self.parts_of(self.weight)
