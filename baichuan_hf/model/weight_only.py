@@ -218,7 +218,8 @@ def adopt_weight_only(model: nn.Module) -> None:
 
 def weight_only_layers(model: nn.Module) -> dict[nn.Module, Replacement]:
     """What the layers of a model can be in the decoding step of one text; none without a GPU and Triton."""
-    if not runs_ptx(next(model.parameters()).device):
+    first = next(model.parameters())
+    if first.dtype != torch.bfloat16 or not runs_ptx(first.device):
         return {}
     found: dict[nn.Module, Replacement] = {}
     for linear, kind in _fitting(model):
