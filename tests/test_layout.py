@@ -45,8 +45,9 @@ MODEL_RANKS = {
     **dict.fromkeys(("linear_attention", "window_attention"), 4),
     "attention_types": 5,
     **dict.fromkeys(("initialization", "layers"), 6),
-    "modeling_baichuan": 7,
-    "registration": 8,
+    **dict.fromkeys(("decoding", "weight_only"), 7),
+    "modeling_baichuan": 8,
+    "registration": 9,
 }
 FAMILY_RANK = 2
 

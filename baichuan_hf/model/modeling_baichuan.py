@@ -63,7 +63,7 @@ from .quantized import check_quantized
 from .saving import CONVERSIONS, HUB_OPTIONS, Layout, PushToHub, add_code, layout_to_save
 from .stop_checks import host_ahead
 from .tensor_parallel import check_gatherable, check_tensor_parallel
-from .weight_only import adopt_weight_only
+from .weight_only import adopt_int4
 
 
 class BaichuanPreTrainedModel(PushToHub, PreTrainedModel):
@@ -124,7 +124,7 @@ class BaichuanPreTrainedModel(PushToHub, PreTrainedModel):
             check_loaded_weights(pretrained_model_name_or_path, model.config, info["missing_keys"], mismatched)
         if getattr(model, "is_quantized", False):
             check_quantized(model)
-            adopt_weight_only(model)
+            adopt_int4(model)
         return (model, info) if wants_info else model
 
     def save_pretrained(

@@ -1,7 +1,8 @@
-"""Layers with torchao's weights of 8 and 4 bits, which multiply by kernels of our own where nothing is learned.
+"""Layers with torchao's weights of 8 and 4 bits: what multiplies one token in a compiled decoding step (`decoding`),
+and many with 4 bits, where torchao has nothing fast.
 
-They take the place of the model's as the same objects, of another class: linear layers when a model is loaded, and
-whatever can be one with them within a compiled decoding step (`decoding`).
+They take the place of the model's as the same objects, of another class: for the time of the step, those of 4 bits
+from loading on.
 """
 
 from __future__ import annotations
@@ -28,11 +29,12 @@ FEW_TOKENS = 32
 
 
 class WeightOnlyLinear(nn.Linear):
-    """A linear layer whose products are a kernel's or torch's, and torchao's where there are gradients."""
+    """A linear layer whose products of one token are a kernel's, in a compiled step. From Python, launching that takes
+    longer than torchao does."""
 
-    # In a compiled step: what is in the weight, as torch.compile takes long to look into torchao's class; and the norm
-    # of what comes in.
-    parts: tuple[Tensor, Tensor] | None = None
+    # In such a step: what is in the weight, as torch.compile takes long to look into torchao's class, and the norm of
+    # what comes in.
+    parts: tuple[Tensor, ...] = ()
     norm: RMSNorm | None = None
 
     @staticmethod
@@ -42,7 +44,7 @@ class WeightOnlyLinear(nn.Linear):
 
     @staticmethod
     @abstractmethod
-    def parts_of(weight: Any) -> tuple[Tensor, Tensor]:
+    def parts_of(weight: Any) -> tuple[Tensor, ...]:
         """Numbers and scales of a weight of torchao."""
 
     @abstractmethod
@@ -57,36 +59,19 @@ class WeightOnlyLinear(nn.Linear):
     def product_of_gated(self, inputs: Tensor, residual: Tensor | None = None) -> Tensor:
         """`product` of what `gated` gives."""
 
-    @abstractmethod
-    def products(self, inputs: Tensor) -> Tensor:
-        """(..., in_features) -> (..., out_features), of more tokens than one, without the bias."""
-
     def forward(self, hidden_states: Tensor, residual: Tensor | None = None) -> Tensor:
-        if hidden_states.dtype != torch.bfloat16 or not (self.parts or self._has_kernels(hidden_states)):
+        if not self.parts or not _is_one_token(hidden_states):
             return super().forward(hidden_states)
-        if _is_one_token(hidden_states):
-            product = self.product(hidden_states.reshape(-1), None if residual is None else residual.reshape(-1))
-            product = product.view(*hidden_states.shape[:-1], -1)
-        else:
-            product = self.products(hidden_states)
+        product = self.product(hidden_states.reshape(-1), None if residual is None else residual.reshape(-1))
+        product = product.view(*hidden_states.shape[:-1], -1)
         return product if self.bias is None else product + self.bias
-
-    def _has_kernels(self, hidden_states: Tensor) -> bool:
-        """Not for learning and compiling, which torchao's weights are made for, and not for a weight put in later."""
-        learned = torch.is_grad_enabled() and hidden_states.requires_grad
-        if learned or torch.compiler.is_compiling():
-            return False
-        return runs_ptx(hidden_states.device) and self.fits(self)
-
-    def _parts(self) -> tuple[Tensor, Tensor]:
-        return self.parts or self.parts_of(self.weight)
 
 
 class Int8Linear(WeightOnlyLinear):
     """With `Int8WeightOnlyConfig`: a scale a row."""
 
     @staticmethod
-    def parts_of(weight: Any) -> tuple[Tensor, Tensor]:
+    def parts_of(weight: Any) -> tuple[Tensor, ...]:
         return weight.qdata, weight.scale
 
     @staticmethod
@@ -102,19 +87,15 @@ class Int8Linear(WeightOnlyLinear):
     def product(self, inputs: Tensor, residual: Tensor | None = None) -> Tensor:
         from .matvec_kernels import int8_matvec
 
-        return int8_matvec(inputs, *self._parts(), *self._norm(), residual)
+        return int8_matvec(inputs, *self.parts, *self._norm(), residual)
 
     def gated(self, inputs: Tensor, up_proj: WeightOnlyLinear) -> Tensor:
         from .matvec_kernels import int8_gated_matvec
 
-        return int8_gated_matvec(inputs, *self._parts(), *up_proj._parts(), *self._norm())
+        return int8_gated_matvec(inputs, *self.parts, *up_proj.parts, *self._norm())
 
     def product_of_gated(self, inputs: Tensor, residual: Tensor | None = None) -> Tensor:
         return self.product(inputs, residual)
-
-    def products(self, inputs: Tensor) -> Tensor:
-        weight, scale = self._parts()
-        return F.linear(inputs, weight.to(inputs.dtype)) * scale.to(inputs.dtype).flatten()
 
     def _norm(self) -> tuple[Tensor | None, float]:
         return (None, 0.0) if self.norm is None else (self.norm.weight, self.norm.eps)
@@ -124,7 +105,7 @@ class Int4Linear(WeightOnlyLinear):
     """With `Int4WeightOnlyConfig` in the format `tile_packed_to_4d`, tinygemm's."""
 
     @staticmethod
-    def parts_of(weight: Any) -> tuple[Tensor, Tensor]:
+    def parts_of(weight: Any) -> tuple[Tensor, ...]:
         return weight.qdata, weight.scale_and_zero
 
     @staticmethod
@@ -142,19 +123,28 @@ class Int4Linear(WeightOnlyLinear):
     def gated(self, inputs: Tensor, up_proj: WeightOnlyLinear) -> Tensor:
         from .matvec_kernels import int4_gated_matvec
 
-        return int4_gated_matvec(self._planes(inputs), *self._parts(), *up_proj._parts())
+        return int4_gated_matvec(self._planes(inputs), *self.parts, *up_proj.parts)
 
     def product_of_gated(self, inputs: Tensor, residual: Tensor | None = None) -> Tensor:
         from .matvec_kernels import int4_matvec
 
-        return int4_matvec(inputs, *self._parts(), residual)
+        return int4_matvec(inputs, *self.parts, residual)
 
-    def products(self, inputs: Tensor) -> Tensor:
-        if inputs.shape[:-1].numel() <= FEW_TOKENS:
-            return F.linear(inputs, self.weight)
+    def forward(self, hidden_states: Tensor, residual: Tensor | None = None) -> Tensor:
+        if not self._is_by_numbers(hidden_states):
+            return super().forward(hidden_states, residual)
         from .matvec_kernels import int4_numbers
 
-        return F.linear(inputs, int4_numbers(*self._parts(), self.in_features))
+        numbers = int4_numbers(*self.parts_of(self.weight), self.in_features)
+        return F.linear(hidden_states, numbers, self.bias)
+
+    def _is_by_numbers(self, hidden_states: Tensor) -> bool:
+        """Not for learning and compiling, which torchao's weights are made for, and not for a weight put in later."""
+        if torch.compiler.is_compiling() or (torch.is_grad_enabled() and hidden_states.requires_grad):
+            return False
+        if hidden_states.shape[:-1].numel() <= FEW_TOKENS or hidden_states.dtype != torch.bfloat16:
+            return False
+        return runs_ptx(hidden_states.device) and self.fits(self)
 
     def _planes(self, inputs: Tensor) -> Tensor:
         from .matvec_kernels import int4_planes
@@ -210,10 +200,11 @@ class Replacement(NamedTuple):
     attributes: dict[str, Any]
 
 
-def adopt_weight_only(model: nn.Module) -> None:
-    """Have the linear layers of a model multiply weights of 8 and 4 bits so."""
+def adopt_int4(model: nn.Module) -> None:
+    """Have the layers of a model multiply many tokens with weights of 4 bits so."""
     for module, kind in _fitting(model):
-        module.__class__ = kind
+        if kind is Int4Linear:
+            module.__class__ = kind
 
 
 def weight_only_layers(model: nn.Module) -> dict[nn.Module, Replacement]:
