@@ -292,7 +292,7 @@ def _int4_numbers_kernel(
     bfloat16 each, SIZE = K / 2."""
     row = tl.program_id(0) * 8 + tl.arange(0, 8)[:, None]
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[None, :]
-    inside = (column < SIZE) & (row >= 0)
+    inside = column < SIZE
     lane = row % 8 * 4 + column % 4
     words = tl.load(
         weight + row.to(tl.int64) // 8 * PADDED + column // 64 * 128 + lane * 4 + column % 64 // 16, inside

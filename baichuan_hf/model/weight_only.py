@@ -24,7 +24,8 @@ from .normalization import RMSNorm
 from .residuals import add_pre
 
 
-# As many tokens tinygemm multiplies in the time that it takes to write a weight's numbers to memory and read them.
+# About as many tokens tinygemm, whose time grows with them, multiplies in the time that it takes to write a weight's
+# numbers to memory and read them.
 FEW_TOKENS = 32
 
 
