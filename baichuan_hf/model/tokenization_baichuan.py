@@ -18,7 +18,7 @@ from transformers.utils import PaddingStrategy
 from .chat_templates import ASSISTANT_TOKEN_ID, USER_TOKEN_ID, default_chat_template
 from .saving import HUB_OPTIONS, Layout, PushToHub, add_code, layout_to_save, update_json
 from .sentencepiece_model import SentencePieceModel, join_bytes
-from .word_cache import WordCache, build_word_cache, is_cuttable
+from .word_cache import WordCache, build_word_cache, is_cuttable, no_garbage
 
 
 # What a tokenizer_config.json says of the code beside it: the slow class, and the fast one.
@@ -139,17 +139,18 @@ class BaichuanTokenizer(PushToHub, TokenizersBackend):
             if room < 1:
                 return by_library()
             kept = slice(room) if self.truncation_side == "right" else slice(-room, None)
-        try:
-            ids = words(texts)
-        except UnicodeEncodeError:
-            return by_library()
-        if front or back or kept != slice(None):
-            ids = [[*front, *row[kept], *back] for row in ids]
-        for row in ids:
-            self._eventual_warn_about_too_long_sequence(row, kwargs.get("max_length"), kwargs.get("verbose", True))
-        data: dict[str, Any] = {"input_ids": ids}
-        if kwargs.get("return_attention_mask") in (None, True):
-            data["attention_mask"] = [[1] * len(row) for row in ids]
+        with no_garbage(len(texts)):
+            try:
+                ids = words(texts)
+            except UnicodeEncodeError:
+                return by_library()
+            if front or back or kept != slice(None):
+                ids = [[*front, *row[kept], *back] for row in ids]
+            for row in ids:
+                self._eventual_warn_about_too_long_sequence(row, kwargs.get("max_length"), kwargs.get("verbose", True))
+            data: dict[str, Any] = {"input_ids": ids}
+            if kwargs.get("return_attention_mask") in (None, True):
+                data["attention_mask"] = [[1] * len(row) for row in ids]
         data = data if is_batched else {name: rows[0] for name, rows in data.items()}
         return BatchEncoding(data, LazyEncodings(len(texts), by_library), n_sequences=1)
 

@@ -7,9 +7,11 @@ the ids of the words are those of the text. All words are looked up at once, by 
 
 from __future__ import annotations
 
+import gc
 import json
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 
 import numpy as np
@@ -29,6 +31,8 @@ KEY_BYTES, SLOT_BITS = 16, 21
 # Bytes of words after which the cache begins anew; characters of the texts that are looked up together; unknown words
 # that are encoded together.
 CAPACITY, CHUNK, PART = 1 << 22, 1 << 17, 256
+# Lists from which on Python's search for garbage takes longer than the one that follows if it is put off.
+MANY = 2000
 
 # Of the two halves of a key, by the word's length.
 MASKS = np.array(
@@ -146,6 +150,20 @@ class WordCache:
             if self._num_ids > len(self._ids):
                 self._ids = np.resize(self._ids, 2 * self._num_ids)
             self._ids[self._num_ids - len(ids) : self._num_ids] = self._numbers.take(ids)
+
+
+@contextmanager
+def no_garbage(num_lists: int) -> Iterator[None]:
+    """No search for garbage while many lists of numbers are made, which are none: Python would look through all that
+    there are whenever some hundred are new, which takes as long again for 10,000 short texts."""
+    if num_lists < MANY or not gc.isenabled():  # the caller's own decision, or that of another thread in here
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def build_word_cache(tokenizer: Tokenizer, encode: Callable[[list[str]], list[list[int]]]) -> WordCache | None:

@@ -1,5 +1,6 @@
 """Long texts, which are looked up word by word: the ids of SentencePiece, and all else as from the library."""
 
+import gc
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 
@@ -207,3 +208,24 @@ def test_it_does_not_travel(surrogate):
     ids = surrogate(TEXT)["input_ids"]
     assert pickle.dumps(surrogate) == before
     assert pickle.loads(before)(TEXT)["input_ids"] == ids
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_many_short_texts_are_not_searched_for_garbage(surrogate, enabled):
+    """Each search looks at all lists there are; whether Python searches is the caller's business before and behind."""
+    texts = ["春天来了", "spring"] * 4000
+    expected = surrogate(texts)
+    searches = []
+    (gc.enable if enabled else gc.disable)()
+    gc.callbacks.append(lambda phase, info: searches.append(phase))
+    try:
+        found = surrogate(texts)
+        assert len(searches) < 10
+        assert gc.isenabled() == enabled
+        with pytest.raises(TypeError):
+            surrogate([*texts, "\ud800"])
+        assert gc.isenabled() == enabled
+    finally:
+        gc.callbacks.pop()
+        gc.enable()
+    assert found["input_ids"] == expected["input_ids"] and found["attention_mask"] == expected["attention_mask"]
