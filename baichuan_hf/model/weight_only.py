@@ -277,7 +277,7 @@ def _adds_products(layer: BaichuanDecoderLayer, found: Mapping[nn.Module, Replac
         return False
     if not {attention.W_pack, attention.o_proj} <= found.keys() or hasattr(layer, "cross_attn"):
         return False
-    if layer.residual.add is not add_pre or layer.residual_scale != 1.0:
+    if layer.training or layer.residual.add is not add_pre or layer.residual_scale != 1.0:
         return False
     if any(type(norm) is not RMSNorm or norm.bias is not None for norm in norms):
         return False

@@ -190,6 +190,21 @@ def test_what_stays_torchaos():
     assert type(layer.gate_proj) is nn.Linear
 
 
+@needs_kernels
+def test_layers_that_keep_their_norms_and_sums():
+    """Those in training, which may drop something, and those whose parts somebody listens to."""
+    model, _ = models("int8")
+    first, second = model.model.layers
+    assert {first, second} <= weight_only_layers(model).keys()
+    first.train()
+    handle = second.input_layernorm.register_forward_hook(lambda *_: None)
+    assert not {first, second} & weight_only_layers(model).keys()
+    assert {first.mlp, first.self_attn.W_pack} <= weight_only_layers(model).keys()
+    first.eval()
+    handle.remove()
+    assert {first, second} <= weight_only_layers(model).keys()
+
+
 def models(kind: str, **settings: object) -> tuple[BaichuanForCausalLM, BaichuanForCausalLM]:
     """A model with weights of that kind, and one with their numbers in float32."""
     torch.manual_seed(0)
