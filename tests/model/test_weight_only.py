@@ -227,8 +227,8 @@ def test_a_loaded_model(tmp_path):
     """Reads with such layers; is saved and loaded as any."""
     from transformers import AutoModelForCausalLM, TorchAoConfig
 
-    exact, _ = models("none")
-    exact.save_pretrained(tmp_path / "plain")
+    plain, _ = models("none")
+    plain.save_pretrained(tmp_path / "plain")
     settings = TorchAoConfig(torchao.Int4WeightOnlyConfig(group_size=32, int4_packing_format="tile_packed_to_4d"))
     options = {"dtype": "bfloat16", "device_map": "cuda"}
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "plain", quantization_config=settings, **options)
