@@ -10,6 +10,8 @@ Shape legend: N outputs, K inputs, G inputs that share a scale.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -25,6 +27,12 @@ except ImportError:
 
 # The interpreter, which runs kernels on a CPU, has no PTX.
 INTERPRETED = tl.constexpr(interprets())
+
+
+@triton.jit
+def _as(pointer, KIND: tl.constexpr):
+    """To the same numbers as words of another kind, for which torch.compile needs no view."""
+    return pointer.to(tl.pointer_type(KIND), bitcast=True)
 
 
 @triton.jit
@@ -125,6 +133,8 @@ def _int8_kernel(
 
     Rows are tensors of their own, so that all that is loaded has one shape, and with it the same threads.
     """
+    inputs, norm = _as(inputs, tl.int64), _as(norm, tl.int64)
+    weight, up_weight = _as(weight, tl.int32), _as(up_weight, tl.int32)
     first = tl.program_id(0) * (2 if GATED else 4)
     row_0 = weight + first.to(tl.int64) * SIZE
     row_1 = row_0 + SIZE
@@ -185,18 +195,18 @@ def _scaled(total, inputs, pair, GROUP: tl.constexpr):
 
 
 @triton.jit
-def _load_pairs(pairs, stride, quads, inside, GROUP: tl.constexpr, EVEN: tl.constexpr):
+def _load_pairs(pairs, stride, quads, GROUP: tl.constexpr):
     """Scale and zero of every word, or of four where they share it."""
     pairs += quads % 32 // 4
     if GROUP >= 128:
-        return _load(pairs + quads // (GROUP // 4) * stride, inside, EVEN)
+        return tl.load(pairs + quads // (GROUP // 4) * stride)
     else:
         pairs += quads // 32 * (128 // GROUP) * stride
         step: tl.constexpr = 1 if GROUP == 32 else 0
-        first = _load(pairs, inside, EVEN)
-        second = _load(pairs + step * stride, inside, EVEN)
-        third = _load(pairs + (1 + step) * stride, inside, EVEN)
-        fourth = _load(pairs + (1 + 2 * step) * stride, inside, EVEN)
+        first = tl.load(pairs)
+        second = tl.load(pairs + step * stride)
+        third = tl.load(pairs + (1 + step) * stride)
+        fourth = tl.load(pairs + (1 + 2 * step) * stride)
         return tl.join(tl.join(first, third), tl.join(second, fourth)).reshape(1, quads.shape[1], 4)
 
 
@@ -222,9 +232,10 @@ def _int4_kernel(
     """A program two tiles of eight rows, which share the inputs: of both weights if GATED, else of one.
 
     planes: (8, SIZE), SIZE = K / 8; weights: (N / 8, PADDED) words in tinygemm's order, 128 inputs a block of 32 times
-    4 words, of which lane l has those of row l / 4; pairs: (K / G, stride) words of scale and zero. out: (N,), as
-    residual, which it is added to, or (8, N / 8) of silu(gate) * up if GATED.
+    4 words, of which lane l has those of row l / 4, and blocks without inputs; pairs: (PADDED / G, stride) words of
+    scale and zero. out: (N,), as residual, which it is added to, or (8, N / 8) of silu(gate) * up if GATED.
     """
+    pairs, up_pairs = _as(pairs, tl.int32), _as(up_pairs, tl.int32)
     tile = tl.program_id(0)
     up_tile = tile if GATED else tile + tl.num_programs(0)
     weight += tile.to(tl.int64) * PADDED
@@ -235,35 +246,34 @@ def _int4_kernel(
     words = tl.arange(0, 4)[None, None, :]
     total = tl.zeros((1, QUADS), tl.float32)
     up_total = tl.zeros((1, QUADS), tl.float32)
-    for _ in range(0, 2 * SIZE, QUADS):
-        inside = quads < 2 * SIZE
+    for _ in range(0, PADDED // 4, QUADS):
         wide = quads[:, :, None]
-        wide_inside = inside[:, :, None]
-        v = _load(weight + (wide * 4 + words), wide_inside, EVEN)
-        u = _load(up_weight + (wide * 4 + words), wide_inside, EVEN)
-        pair = _load_pairs(pairs, stride, quads, inside, GROUP, EVEN)
-        up_pair = _load_pairs(up_pairs, stride, quads, inside, GROUP, EVEN)
+        inside = wide < 2 * SIZE
+        v = tl.load(weight + (wide * 4 + words))
+        u = tl.load(up_weight + (wide * 4 + words))
+        pair = _load_pairs(pairs, stride, quads, GROUP)
+        up_pair = _load_pairs(up_pairs, stride, quads, GROUP)
         v_0, v_2, v_4, v_6 = _floats(v & 0x0F0F0F0F, HALF)
         v_1, v_3, v_5, v_7 = _floats((v >> 4) & 0x0F0F0F0F, HALF)
         u_0, u_2, u_4, u_6 = _floats(u & 0x0F0F0F0F, HALF)
         u_1, u_3, u_5, u_7 = _floats((u >> 4) & 0x0F0F0F0F, HALF)
         x = planes + ((wide // 32 * 4 + wide % 4) * 4 + words)
         # One plane at a time: all eight would not fit into the registers.
-        p = _load(x, wide_inside, EVEN)
+        p = _load(x, inside, EVEN)
         a, b, inputs = v_0 * p, u_0 * p, p
-        p = _load(x + SIZE, wide_inside, EVEN)
+        p = _load(x + SIZE, inside, EVEN)
         a, b, inputs = a + v_1 * p, b + u_1 * p, inputs + p
-        p = _load(x + 2 * SIZE, wide_inside, EVEN)
+        p = _load(x + 2 * SIZE, inside, EVEN)
         a, b, inputs = a + v_2 * p, b + u_2 * p, inputs + p
-        p = _load(x + 3 * SIZE, wide_inside, EVEN)
+        p = _load(x + 3 * SIZE, inside, EVEN)
         a, b, inputs = a + v_3 * p, b + u_3 * p, inputs + p
-        p = _load(x + 4 * SIZE, wide_inside, EVEN)
+        p = _load(x + 4 * SIZE, inside, EVEN)
         a, b, inputs = a + v_4 * p, b + u_4 * p, inputs + p
-        p = _load(x + 5 * SIZE, wide_inside, EVEN)
+        p = _load(x + 5 * SIZE, inside, EVEN)
         a, b, inputs = a + v_5 * p, b + u_5 * p, inputs + p
-        p = _load(x + 6 * SIZE, wide_inside, EVEN)
+        p = _load(x + 6 * SIZE, inside, EVEN)
         a, b, inputs = a + v_6 * p, b + u_6 * p, inputs + p
-        p = _load(x + 7 * SIZE, wide_inside, EVEN)
+        p = _load(x + 7 * SIZE, inside, EVEN)
         a, b, inputs = a + v_7 * p, b + u_7 * p, inputs + p
         total += _scaled(a, inputs, pair, GROUP)
         up_total += _scaled(b, inputs, up_pair, GROUP)
@@ -285,11 +295,33 @@ def _int4_kernel(
 
 
 @triton.jit
+def _int4_planes_kernel(
+    inputs, norm, out, eps, SIZE: tl.constexpr, ALL: tl.constexpr, BLOCK: tl.constexpr, NORM: tl.constexpr
+):
+    """A program BLOCK columns of one plane. inputs, norm: (SIZE,), SIZE = K, and ALL a power of two of no less; out:
+    (8, K / 8)."""
+    plane = tl.program_id(0)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < SIZE // 8
+    source = (
+        column // 16 * 128 + column % 4 * 32 + plane // 2 % 2 * 16 + plane % 2 * 8 + column // 4 % 4 * 2 + plane // 4
+    )
+    x = tl.load(inputs + source, inside, other=0).to(tl.float32)
+    if NORM:
+        every = tl.arange(0, ALL)
+        numbers = tl.load(inputs + every, every < SIZE, other=0).to(tl.float32)
+        x *= tl.rsqrt(tl.sum(numbers * numbers) / SIZE + eps) * tl.load(norm + source, inside, other=0).to(tl.float32)
+        x = x.to(tl.bfloat16).to(tl.float32)  # as the norm itself
+    tl.store(out + plane * (SIZE // 8) + column, x, inside)
+
+
+@triton.jit
 def _int4_numbers_kernel(
     weight, pairs, out, stride, SIZE: tl.constexpr, PADDED: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr
 ):
     """A program eight rows, and BLOCK neighbouring pairs of inputs: weight and pairs as above; out: (N, SIZE), two
     bfloat16 each, SIZE = K / 2."""
+    pairs, out = _as(pairs, tl.int32), _as(out, tl.int32)
     row = tl.program_id(0) * 8 + tl.arange(0, 8)[:, None]
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[None, :]
     inside = column < SIZE
@@ -306,10 +338,13 @@ def _int4_numbers_kernel(
     tl.store(out + row.to(tl.int64) * SIZE + column, high << 16 | low, inside)
 
 
-def int4_planes(inputs: Tensor) -> Tensor:
-    """(K,) -> (8, K / 8) in float32, in the order of tinygemm's nibbles: of 32 inputs a word has a neighbouring pair
-    in each eight, the odd ones last."""
-    return inputs.float().view(-1, 4, 2, 2, 4, 2).permute(5, 2, 3, 0, 4, 1).reshape(8, -1)
+# torch.compile takes these into what it makes, where a launch takes a fraction of an operator's call from Python. The
+# interpreter's kernels it cannot take.
+_operator: Any = torch.library.custom_op if interprets() else torch.library.triton_op
+
+
+def _launched(kernel: Any) -> Any:
+    return kernel if interprets() else torch.library.wrap_triton(kernel)
 
 
 def _launch_int8(
@@ -321,20 +356,18 @@ def _launch_int8(
     residual: Tensor | None = None,
 ) -> Tensor:
     num_rows, size = weights[0].shape[0], weights[0].shape[1] // 4
-    words = [weight.view(torch.int32) for weight in weights]
-    fours = [part.contiguous().view(torch.int64) for part in (inputs, inputs if norm is None else norm)]
     even = size % 1024 == 0
     block = min(1024 if even else 512, triton.next_power_of_2(size))
     out = inputs.new_empty(num_rows)
     with torch.cuda.device_of(inputs):
-        _int8_kernel[(num_rows * len(weights) // 4,)](
-            fours[0],
-            words[0],
+        _launched(_int8_kernel)[(num_rows * len(weights) // 4,)](
+            inputs.contiguous(),
+            weights[0],
             scales[0],
-            words[-1],
+            weights[-1],
             scales[-1],
-            fours[1],
-            out if residual is None else residual.contiguous(),
+            scales[0] if norm is None else norm.contiguous(),
+            inputs if residual is None else residual.contiguous(),
             out,
             eps,
             SIZE=size,
@@ -353,33 +386,30 @@ def _launch_int4(
 ) -> Tensor:
     gated = len(weights) == 2
     size, tiles, blocks = planes.shape[1], weights[0].shape[0], weights[0].shape[1]
-    even = size % 512 == 0
-    words = [pair.view(torch.int32) for pair in pairs]
     with torch.cuda.device_of(planes):
-        _int4_kernel[(tiles if gated else tiles // 2,)](
+        _launched(_int4_kernel)[(tiles if gated else tiles // 2,)](
             planes.contiguous(),
             weights[0],
-            words[0],
+            pairs[0],
             weights[-1],
-            words[-1],
-            out if residual is None else residual.contiguous(),
+            pairs[-1],
+            planes if residual is None else residual.contiguous(),
             out,
             8 * tiles,
             pairs[0].shape[1],
             SIZE=size,
             PADDED=128 * blocks,
             GROUP=128 * blocks // pairs[0].shape[0],
-            QUADS=min(1024 if even else 512, triton.next_power_of_2(2 * size)),
-            EVEN=even,
+            QUADS=1024 if blocks == 32 else 256,  # as measured: a loop that is none, or one with little in it
+            EVEN=8 * size == 128 * blocks,
             GATED=gated,
             RESIDUAL=residual is not None,
             num_warps=8,
-            maxnreg=128 if even else None,
         )
     return out
 
 
-@torch.library.custom_op("baichuan_hf::int8_matvec", mutates_args=())
+@_operator("baichuan_hf::int8_matvec", mutates_args=())
 def int8_matvec(
     inputs: Tensor,
     weight: Tensor,
@@ -404,7 +434,7 @@ def int8_matvec(
     return _launch_int8(inputs, [weight], [scale], norm, eps, residual)
 
 
-@torch.library.custom_op("baichuan_hf::int8_gated_matvec", mutates_args=())
+@_operator("baichuan_hf::int8_gated_matvec", mutates_args=())
 def int8_gated_matvec(
     inputs: Tensor,
     gate_weight: Tensor,
@@ -418,13 +448,43 @@ def int8_gated_matvec(
     return _launch_int8(inputs, [gate_weight, up_weight], [gate_scale, up_scale], norm, eps)
 
 
-@torch.library.custom_op("baichuan_hf::int4_matvec", mutates_args=())
+@_operator("baichuan_hf::int4_planes", mutates_args=())
+def int4_planes(inputs: Tensor, norm: Tensor | None = None, eps: float = 0.0) -> Tensor:
+    """What `int4_matvec` multiplies with, of rms_norm(inputs).
+
+    Args:
+        inputs: (K,), bfloat16; K a multiple of 128.
+        norm: (K,), bfloat16, the weight of the norm; None: there is none.
+        eps: of the norm.
+
+    Returns:
+        (8, K / 8), float32, in the order of tinygemm's nibbles: of 32 inputs a word has a neighbouring pair in each
+        eight, the odd ones last.
+    """
+    size = len(inputs)
+    out = inputs.new_empty(8, size // 8, dtype=torch.float32)
+    with torch.cuda.device_of(inputs):
+        _launched(_int4_planes_kernel)[(8, triton.cdiv(size, 8 * 512))](
+            inputs.contiguous(),
+            inputs if norm is None else norm.contiguous(),
+            out,
+            eps,
+            SIZE=size,
+            ALL=triton.next_power_of_2(size),
+            BLOCK=512,
+            NORM=norm is not None,
+            num_warps=4,
+        )
+    return out
+
+
+@_operator("baichuan_hf::int4_matvec", mutates_args=())
 def int4_matvec(planes: Tensor, weight: Tensor, pairs: Tensor, residual: Tensor | None = None) -> Tensor:
     """The product with a weight that `torch.ops.aten._weight_int4pack_mm` takes.
 
     Args:
         planes: (8, K / 8) of x, see `int4_planes`.
-        weight: (N / 8, K' / 128, 32, 4), int32; K' at least K, which is a multiple of 128; N one of 16.
+        weight: (N / 8, K' / 128, 32, 4), int32; K' a multiple of 1024 of at least K, which is one of 128; N one of 16.
         pairs: (K' / G, N, 2) of scale and zero, bfloat16; G is 32, 64 or a multiple of 128.
         residual: (N,), bfloat16, what the product is added to, or None.
 
@@ -434,7 +494,7 @@ def int4_matvec(planes: Tensor, weight: Tensor, pairs: Tensor, residual: Tensor 
     return _launch_int4(planes, [weight], [pairs], pairs.new_empty(8 * len(weight)), residual)
 
 
-@torch.library.custom_op("baichuan_hf::int4_gated_matvec", mutates_args=())
+@_operator("baichuan_hf::int4_gated_matvec", mutates_args=())
 def int4_gated_matvec(
     planes: Tensor, gate_weight: Tensor, gate_pairs: Tensor, up_weight: Tensor, up_pairs: Tensor
 ) -> Tensor:
@@ -443,16 +503,16 @@ def int4_gated_matvec(
     return _launch_int4(planes, [gate_weight, up_weight], [gate_pairs, up_pairs], out)
 
 
-@torch.library.custom_op("baichuan_hf::int4_numbers", mutates_args=())
+@_operator("baichuan_hf::int4_numbers", mutates_args=())
 def int4_numbers(weight: Tensor, pairs: Tensor, columns: int) -> Tensor:
     """What such a weight holds: (N, columns), bfloat16."""
     num_rows, padded = 8 * weight.shape[0], 128 * weight.shape[1]
     out = pairs.new_empty(num_rows, columns)
     with torch.cuda.device_of(weight):
-        _int4_numbers_kernel[(weight.shape[0], triton.cdiv(columns, 512))](
+        _launched(_int4_numbers_kernel)[(weight.shape[0], triton.cdiv(columns, 512))](
             weight,
-            pairs.view(torch.int32),
-            out.view(torch.int32),
+            pairs,
+            out,
             pairs.shape[1],
             SIZE=columns // 2,
             PADDED=padded,
@@ -465,6 +525,11 @@ def int4_numbers(weight: Tensor, pairs: Tensor, columns: int) -> Tensor:
 @int4_numbers.register_fake
 def _(weight, pairs, columns):
     return pairs.new_empty(8 * weight.shape[0], columns)
+
+
+@int4_planes.register_fake
+def _(inputs, norm=None, eps=0.0):
+    return inputs.new_empty(8, inputs.shape[0] // 8, dtype=torch.float32)
 
 
 @int8_matvec.register_fake

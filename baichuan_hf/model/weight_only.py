@@ -67,6 +67,9 @@ class WeightOnlyLinear(nn.Linear):
         product = product.view(*hidden_states.shape[:-1], -1)
         return product if self.bias is None else product + self.bias
 
+    def _norm(self) -> tuple[Tensor | None, float]:
+        return (None, 0.0) if self.norm is None else (self.norm.weight, self.norm.eps)
+
 
 class Int8Linear(WeightOnlyLinear):
     """With `Int8WeightOnlyConfig`: a scale a row."""
@@ -98,9 +101,6 @@ class Int8Linear(WeightOnlyLinear):
     def product_of_gated(self, inputs: Tensor, residual: Tensor | None = None) -> Tensor:
         return self.product(inputs, residual)
 
-    def _norm(self) -> tuple[Tensor | None, float]:
-        return (None, 0.0) if self.norm is None else (self.norm.weight, self.norm.eps)
-
 
 class Int4Linear(WeightOnlyLinear):
     """With `Int4WeightOnlyConfig` in the format `tile_packed_to_4d`, tinygemm's."""
@@ -115,7 +115,7 @@ class Int4Linear(WeightOnlyLinear):
         if type(weight).__name__ != "Int4TilePackedTo4dTensor" or weight.act_pre_scale is not None:
             return False
         group = weight.block_size[-1]
-        whole = layer.in_features % 128 == layer.out_features % 16 == 0
+        whole = layer.in_features % 128 == layer.out_features % 16 == weight.qdata.shape[1] % 8 == 0
         return whole and (group in (32, 64) or group % 128 == 0)
 
     def product(self, inputs: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -150,7 +150,8 @@ class Int4Linear(WeightOnlyLinear):
     def _planes(self, inputs: Tensor) -> Tensor:
         from .matvec_kernels import int4_planes
 
-        return int4_planes(inputs if self.norm is None else self.norm(inputs))
+        # torch.compile, to which the size of inputs is a variable, compiles for this one.
+        return int4_planes(inputs.view(self.in_features), *self._norm())
 
 
 class WeightOnlyGatedFeedForward(GatedFeedForward):
