@@ -5,8 +5,9 @@ Shape legend: B batch, S keys that a static cache has room for.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from contextvars import ContextVar
 from functools import cache, partial
 from typing import Any
 
@@ -26,19 +27,29 @@ from .weight_only import replaced, weight_only_layers
 logger = logging.get_logger(__name__)
 
 
+# Whether to run nothing but what is compiled: where a CUDA graph is recorded, a compiler's trials would fail.
+_COMPILED_ONLY = ContextVar("compiled_only", default=False)
+
+
+class NotCompiledError(RuntimeError):
+    """What should run has not been compiled for such inputs."""
+
+
 class DecodingStep:
-    """A forward pass that is recorded as a CUDA graph when it comes a second time with inputs of the same form: one
-    token a row, and a static cache. Anything else runs as it is.
+    """A forward pass that is recorded as a CUDA graph when it comes a second time with inputs of the same form, or at
+    once if all of it is compiled: one token a row, and a static cache. Anything else runs as it is.
 
     The recorded kernels read and write the same memory in every replay: the outputs hold until the next call. An
     object serves one call of `generate`, so that changed weights never meet an old graph.
 
     Args:
         forward: from inputs by name to outputs.
+        compiled_only: the same of what is compiled, which raises NotCompiledError where something is not; or None.
     """
 
-    def __init__(self, forward: Callable[..., Any]) -> None:
+    def __init__(self, forward: Callable[..., Any], compiled_only: Callable[..., Any] | None = None) -> None:
         self.forward = forward
+        self.compiled_only = compiled_only
         self.form: Any = None
         self.graph: torch.cuda.CUDAGraph | None = None
         self.inputs: dict[str, Tensor] = {}
@@ -46,35 +57,37 @@ class DecodingStep:
         self.recordable = True
 
     def __call__(self, **inputs: Any) -> Any:
-        tensors = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
         form = _form(inputs)
-        if self.graph is not None and form == self.form:
-            for name, tensor in self.inputs.items():
-                tensor.copy_(tensors[name])
-            self.graph.replay()
-            return self.outputs
-        if form == self.form and self.recordable and _fits(inputs):
-            self._record({**inputs, **{name: tensor.clone() for name, tensor in tensors.items()}})
-            return self(**inputs)
-        self.form, self.graph = form, None
-        outputs = self.forward(**inputs)
-        # Others, such as attention weights, are collected by `generate`, and a replay would overwrite them.
-        self.recordable = self.recordable and set(outputs) <= {"logits", "past_key_values"}
-        return outputs
+        if self.graph is None or form != self.form:
+            forward = self.forward if form == self.form else self.compiled_only
+            self.form, self.graph = form, None
+            if forward is not None and self.recordable and _fits(inputs):
+                self._record(forward, inputs)
+        if self.graph is None:
+            outputs = self.forward(**inputs)
+            self.recordable = self.recordable and _is_replayable(outputs)
+            return outputs
+        for name, tensor in self.inputs.items():
+            tensor.copy_(inputs[name])
+        self.graph.replay()
+        return self.outputs
 
-    def _record(self, inputs: dict[str, Any]) -> None:
+    def _record(self, forward: Callable[..., Any], inputs: dict[str, Any]) -> None:
+        tensors = {name: value.clone() for name, value in inputs.items() if isinstance(value, Tensor)}
         graph = torch.cuda.CUDAGraph()
         try:
             with recording(graph, inputs["input_ids"].device):
-                self.outputs = self.forward(**inputs)
+                outputs = forward(**{**inputs, **tensors})
+        except NotCompiledError:
+            return
         except RuntimeError as error:
             logger.warning_once(
                 f"This model's decoding step cannot be recorded as a CUDA graph, and is slower: {error}"
             )
             self.recordable = False
             return
-        self.graph = graph
-        self.inputs = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
+        if _is_replayable(outputs):
+            self.graph, self.inputs, self.outputs = graph, tensors, outputs
 
 
 def compiled_step(model: PreTrainedModel, compile_config: CompileConfig | None, compiled: Callable) -> Callable:
@@ -89,7 +102,8 @@ def compiled_step(model: PreTrainedModel, compile_config: CompileConfig | None, 
     if not _is_on_one_gpu(model):
         return compiled(compile_config)
     if compile_config is None:
-        return DecodingStep(PartwiseCompiled(model, _compiled_once, whole=compiled(None)))
+        step = PartwiseCompiled(model, _compiled_once, whole=compiled(None))
+        return DecodingStep(step, step.compiled_only)
     if compile_config.backend == "cudagraphs":
         return DecodingStep(model.__call__)
     return compiled(compile_config)
@@ -114,25 +128,46 @@ class PartwiseCompiled:
         self.whole = whole
         self.head: nn.Module = model.get_output_embeddings()
         self.weight_only = weight_only_layers(model)
-        layers = model.base_model.get_submodule("layers")
+        self.forwards, self.compiled = self._forwards(compiler), self._forwards(_compiled_before)
+
+    def __call__(self, **inputs: Any) -> Any:
+        return self._run(self.forwards, inputs) if self._suits(inputs) else self.whole(**inputs)
+
+    def compiled_only(self, **inputs: Any) -> Any:
+        """The same with parts that calls before have compiled.
+
+        Raises:
+            NotCompiledError: they have not, for such inputs.
+        """
+        if not self._suits(inputs):
+            raise NotCompiledError
+        token = _COMPILED_ONLY.set(True)
+        try:
+            return self._run(self.compiled, inputs)
+        finally:
+            _COMPILED_ONLY.reset(token)
+
+    def _forwards(self, compiler: Callable[[Callable], Callable]) -> dict[nn.Module, Callable[..., Tensor]]:
         run_layer, run_head = compiler(_run_layer), compiler(_run_head)
-        self.forwards = {
+        layers = self.model.base_model.get_submodule("layers")
+        return {
             self.head: partial(run_head, self.head),
             **{layer: partial(_run_one, run_layer, layer, number) for number, layer in enumerate(layers)},
         }
 
-    def __call__(self, **inputs: Any) -> Any:
-        if not _fits(inputs) or any("forward" in vars(part) for part in self.forwards):
-            return self.whole(**inputs)
+    def _suits(self, inputs: dict[str, Any]) -> bool:
+        return _fits(inputs) and not any("forward" in vars(part) for part in self.forwards)
+
+    def _run(self, forwards: Mapping[nn.Module, Callable[..., Tensor]], inputs: dict[str, Any]) -> Any:
         try:
-            for part, forward in self.forwards.items():
+            for part, forward in forwards.items():
                 part.forward = forward
             # What is compiled cannot see whether the weight changes: it does not, in a step.
             norms = self.head.holding_norms() if isinstance(self.head, NormHead) else nullcontext()
             with norms, replaced(self.weight_only if inputs["input_ids"].numel() == 1 else {}):
                 return self.model(**inputs)
         finally:
-            for part in self.forwards:
+            for part in forwards:
                 vars(part).pop("forward", None)
 
 
@@ -151,11 +186,24 @@ def _run_one(run: Callable[..., Tensor], layer: nn.Module, number: int, *args: A
 
 
 def _run_layer(layer: nn.Module, cache: StaticLayer, *args: Any, **kwargs: Any) -> Tensor:
+    _check_compiled()
     return type(layer).forward(layer, *args, past_key_values=_OneLayer(cache), **kwargs)
 
 
 def _run_head(head: nn.Module, hidden_states: Tensor) -> Tensor:
+    _check_compiled()
     return type(head).forward(head, hidden_states)
+
+
+def _check_compiled() -> None:
+    """Leaves nothing in what is compiled."""
+    if not torch.compiler.is_compiling() and _COMPILED_ONLY.get():
+        raise NotCompiledError
+
+
+@cache
+def _compiled_before(part: Callable[..., Any]) -> Callable[..., Any]:
+    return torch._dynamo.run(part)
 
 
 @cache
@@ -171,8 +219,9 @@ def default_compile_config(model: PreTrainedModel) -> CompileConfig | None:
 
 def _compile_config() -> CompileConfig:
     # Matrix-vector products are memory-bound; tuned kernels come closer to the bandwidth than cuBLAS. One compilation
-    # serves caches of all lengths.
-    return CompileConfig(dynamic=True, mode=None, options={"coordinate_descent_tuning": True})
+    # serves caches of all lengths. Combined kernels rotate and write keys and values to the cache in one launch.
+    options = {"coordinate_descent_tuning": True, "combo_kernels": True}
+    return CompileConfig(dynamic=True, mode=None, options=options)
 
 
 def decoding_masks(
@@ -206,6 +255,11 @@ def _fits(inputs: dict[str, Any]) -> bool:
     cache = inputs.get("past_key_values")
     one_token = inputs.get("input_ids") is not None and inputs["input_ids"].shape[1] == 1
     return one_token and isinstance(cache, StaticCache) and all(type(layer) is StaticLayer for layer in cache.layers)
+
+
+def _is_replayable(outputs: Any) -> bool:
+    """Others, such as attention weights, are collected by `generate`, and a replay would overwrite them."""
+    return set(outputs) <= {"logits", "past_key_values"}
 
 
 def _form(inputs: dict[str, Any]) -> dict[str, Any]:
