@@ -27,6 +27,10 @@ from .weight_only import replaced, weight_only_layers
 logger = logging.get_logger(__name__)
 
 
+# Every model takes two compilations of a layer, for one row and for several. torch.compile allows eight in a process,
+# and runs what comes later as it is.
+MAX_COMPILATIONS = 64
+
 # Whether to run nothing but what is compiled: where a CUDA graph is recorded, a compiler's trials would fail.
 _COMPILED_ONLY = ContextVar("compiled_only", default=False)
 
@@ -131,7 +135,11 @@ class PartwiseCompiled:
         self.forwards, self.compiled = self._forwards(compiler), self._forwards(_compiled_before)
 
     def __call__(self, **inputs: Any) -> Any:
-        return self._run(self.forwards, inputs) if self._suits(inputs) else self.whole(**inputs)
+        if not self._suits(inputs):
+            return self.whole(**inputs)
+        dynamo = torch._dynamo.config
+        with dynamo.patch(recompile_limit=max(MAX_COMPILATIONS, dynamo.recompile_limit)):
+            return self._run(self.forwards, inputs)
 
     def compiled_only(self, **inputs: Any) -> Any:
         """The same with parts that calls before have compiled.
