@@ -54,6 +54,8 @@ class NormHead(nn.Linear):
             return self._inverse_norms()
         state = (weight._version, weight.data_ptr())
         if self._kept is None or self._kept[0]() is not weight or self._kept[1:3] != state:
+            if weight.is_cuda and torch.cuda.is_current_stream_capturing():
+                return self._inverse_norms()  # which has no numbers before the recording is replayed
             self._watch(weight)
             # Not a tensor of inference mode, which training with a frozen head could not use later; to leave that mode
             # turns gradients on.

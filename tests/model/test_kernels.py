@@ -10,6 +10,7 @@ from torch import nn
 
 from baichuan_hf import BaichuanForCausalLM
 from baichuan_hf.model import feed_forward, positions
+from baichuan_hf.model.cuda_graphs import recording
 from baichuan_hf.model.feed_forward import GatedFeedForward
 from baichuan_hf.model.lm_head import NormHead
 from tests.helpers import tiny_config
@@ -135,6 +136,22 @@ class TestNormsOfTheHead:
         head(states)
         assert head.inverse_norms() is head.inverse_norms()
         assert list(head.state_dict()) == ["weight"]
+
+    @pytest.mark.gpu
+    @torch.no_grad()
+    def test_a_recording_keeps_none(self):
+        """They are part of it."""
+        head, states = self.head().to("cuda"), torch.randn(2, 6, device="cuda")
+        head(states)
+        for scale in (2.0, 3.0):
+            head.weight.mul_(torch.linspace(1, scale, 11, device="cuda")[:, None])
+            graph = torch.cuda.CUDAGraph()
+            with recording(graph, states.device):
+                recorded = head(states)
+            expected = self.reference(head, states)
+            torch.testing.assert_close(head(states), expected, rtol=1e-5, atol=1e-5)
+            graph.replay()
+            torch.testing.assert_close(recorded, expected, rtol=1e-5, atol=1e-5)
 
     @pytest.mark.parametrize("change", ["in place", "optimiser", "object", "data", "dtype", "loaded"])
     def test_follows_the_weight(self, change):
