@@ -58,7 +58,7 @@ def load_base(folder: str | Path, auto_class: Any, *, base: str | None = None, *
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ValueError: it holds a part only of what was adapted.
+        ValueError: it holds a part only of what was adapted, or another model.
     """
     from peft import PeftConfig
 
@@ -75,6 +75,10 @@ def load_base(folder: str | Path, auto_class: Any, *, base: str | None = None, *
             f"{folder} is an adapter of an {config.model_type} that its training has put together from {name}: only"
             " the training itself can merge it (--merge), or give a saved one as --base."
         )
+    # Of the weights, not of the training: that had them in float32, and says nothing of how they are quantised.
+    config.dtype = given.dtype
+    if getattr(given, "quantization_config", None) is not None:
+        config.quantization_config = given.quantization_config
     if not isinstance(config, BaichuanConfig):
         return auto_class.from_pretrained(name, config=config, **options)
     if base is not None:
@@ -82,7 +86,10 @@ def load_base(folder: str | Path, auto_class: Any, *, base: str | None = None, *
         config.normalize_lm_head = given.normalize_lm_head
     # A token may have been added, whose row is the adapter's.
     size, config.vocab_size = config.vocab_size, given.vocab_size
-    model = auto_class.from_pretrained(name, config=config, **options)
+    try:
+        model = auto_class.from_pretrained(name, config=config, **options)
+    except RuntimeError as error:
+        raise ValueError(f"The adapter {folder} does not go with {name}, it is of another model: {error}") from error
     if size > config.vocab_size:
         model.resize_token_embeddings(size)
     return model

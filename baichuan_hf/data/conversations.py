@@ -8,6 +8,8 @@ from transformers import PreTrainedTokenizerBase
 
 Message = dict[str, str]
 
+ROLES = ("system", "user", "assistant")
+
 # The names that ShareGPT files give to the roles.
 SHAREGPT_ROLES = {
     "human": "user",
@@ -29,7 +31,7 @@ def to_messages(row: dict[str, Any]) -> list[Message]:
             `instruction`, `input`, `output` with an optional `system` and `history`, a list of [question, answer].
 
     Raises:
-        ValueError: none of the three, or a role that is none.
+        ValueError: none of the three, a role that is none, or a content that is no text.
     """
     if row.get("messages"):
         turns = [{"role": turn["role"], "content": turn["content"]} for turn in row["messages"]]
@@ -48,6 +50,12 @@ def to_messages(row: dict[str, Any]) -> list[Message]:
         )
     if row.get("system") and turns[0]["role"] != "system":
         turns.insert(0, {"role": "system", "content": row["system"]})
+    for number, turn in enumerate(turns):
+        # A template takes whoever is not the user for the assistant.
+        if turn["role"] not in ROLES:
+            raise ValueError(f"message {number}: unknown role {turn['role']!r}; known are {', '.join(ROLES)}")
+        if not isinstance(turn["content"], str):
+            raise ValueError(f"message {number}, of the {turn['role']}: the content is no text: {turn['content']!r}")
     return turns
 
 

@@ -33,6 +33,8 @@ def load_splits(source: str, *, streaming: bool = False) -> DatasetDict:
     if path.is_file():
         if path.suffix.lower() not in READERS:
             raise ValueError(f"{source}: unknown extension {path.suffix!r}; a data file is one of {allowed}")
+        if not path.stat().st_size:
+            raise ValueError(f"{source}: is empty; give a file with rows")
         reader = READERS[path.suffix.lower()]
         arguments = {"path": reader, "data_files": {"train": str(path)}, **READER_OPTIONS.get(reader, {})}
         if streaming and reader == "text":
@@ -52,6 +54,8 @@ def load_splits(source: str, *, streaming: bool = False) -> DatasetDict:
     except (datasets.exceptions.DatasetGenerationError, ValueError) as error:
         cause = error.__cause__ or error
         hint = "; save the file as UTF-8" if isinstance(cause, UnicodeDecodeError) else ""
+        if "corresponds to no data" in str(cause):
+            raise ValueError(f"{source}: has no rows") from error
         raise ValueError(f"{source}: cannot be read: {cause}{hint}") from error
     if arguments["path"] == "text":
         shown = {} if streaming else {"desc": "Dividing at blank lines"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from ..checkpoints import resolve_model
 from ..data.chat import Message, build_chat_input
+from ..model.configuration_baichuan import BaichuanConfig
 
 
 def load_causal_lm(
@@ -17,7 +19,7 @@ def load_causal_lm(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A language model (or an adapter of one) and its tokenizer; `name`: a folder, a name on the Hub, or `tiny`.
 
-    Raises ValueError for a device that is not there, OSError for a model that is not.
+    Raises ValueError for a device that is not there and a model of another task, OSError for a model that is missing.
     """
     if device not in ("auto", "cpu"):
         kind, _, index = device.partition(":")
@@ -30,7 +32,12 @@ def load_causal_lm(
         if f"{kind}:{index or 0}" not in there:
             raise ValueError(f"device {device!r} is not there; this machine has {', '.join(['cpu', *there])}")
     source = resolve_model(name)
+    if "/" not in source and not Path(source).exists():  # at once: the Hub is asked for minutes where there is none
+        raise FileNotFoundError(f"{name}: no such folder, and no name of a model on the Hub, which is owner/name.")
     model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, device_map=device).eval()
+    held = (model.config.architectures or [type(model).__name__])[0]
+    if isinstance(model.config, BaichuanConfig) and not held.endswith("ForCausalLM"):
+        raise ValueError(f"{name} holds a {held}, which writes no text: its head would be a random one.")
     return model, AutoTokenizer.from_pretrained(source)
 
 

@@ -67,6 +67,10 @@ def explain_loading_errors(checkpoint: Any) -> Iterator[None]:
         raise OSError(problem) from error
 
 
+class WeightShapeError(RuntimeError, ValueError):
+    """Weights of other shapes than the config says: a RuntimeError as torch's and transformers', of a wrong value."""
+
+
 def check_loaded_weights(
     checkpoint: Any,
     config: PreTrainedConfig,
@@ -76,14 +80,14 @@ def check_loaded_weights(
     """Refuse a checkpoint that does not fill the layers, which transformers would leave at random with a warning.
 
     Raises:
-        RuntimeError: weights have other shapes than the config says.
+        WeightShapeError: weights have other shapes than the config says.
         OSError: weights of the layers are missing.
     """
     mismatched = sorted(mismatched_keys)
     if mismatched:
         key, in_file, in_model = mismatched[0]
         fields = next((fields for part, fields in SIZE_FIELDS.items() if part in key), "hidden_size")
-        raise RuntimeError(
+        raise WeightShapeError(
             f"{key} is {tuple(in_file)} in {checkpoint}, but {tuple(in_model)} by its config"
             f" ({len(mismatched)} such weights). Likely cause: {fields} in config.json"
             f" ({', '.join(f'{name}={getattr(config, name)}' for name in fields.split(' or '))}) is not what the"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -87,6 +88,23 @@ class BaichuanTokenizer(PushToHub, TokenizersBackend):
     model = BPE
 
     # No `__init__`: transformers takes the tokenizer.json of a class that has one to pieces and builds it anew.
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> BaichuanTokenizer:
+        """As transformers, with the name of a file that is damaged.
+
+        Raises:
+            ValueError: a file of the folder is no JSON.
+        """
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        except json.JSONDecodeError:
+            for file in sorted(Path(pretrained_model_name_or_path).glob("*token*.json")):
+                try:
+                    json.loads(file.read_text(encoding="utf-8"))
+                except ValueError as error:
+                    raise ValueError(f"{file} is damaged: {error}. Download or copy it again.") from error
+            raise
+
     @classmethod
     def convert_to_native_format(cls, trust_remote_code: bool = False, **kwargs: Any) -> dict[str, Any]:
         """What transformers calls to turn the files of a folder into constructor arguments.

@@ -36,6 +36,8 @@ HARMLESS = (
     "layout",
     "license",
 )
+# What the state of an optimiser holds: that of a checkpoint stays.
+IN_OPTIMIZER = ("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon")
 # Of a secret only a stand-in is there, the second is a dictionary filled with defaults, the third is for one time.
 NEVER = ("hub_token", "accelerator_config", "resume_from_checkpoint")
 
@@ -82,15 +84,19 @@ def digest(source: str) -> str:
 
 
 def last_complete_checkpoint(folder: Path) -> Path | None:
-    """The last checkpoint in `folder` that was saved to its end; a run may have been killed while it saved one."""
-    steps = {path: path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*")}
-    for path in sorted((path for path in steps if steps[path].isdecimal()), key=lambda path: -int(steps[path])):
+    """The checkpoint in `folder` that was saved last, and to its end: a run may have been killed while it saved one.
+
+    A run may have begun anew above the checkpoints of a longer one, whose numbers are higher.
+    """
+    saved = {}
+    for path in folder.glob("checkpoint-*"):
+        state, step = path / "trainer_state.json", path.name.removeprefix("checkpoint-")
         try:
-            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))  # what Trainer writes last
+            json.loads(state.read_text(encoding="utf-8"))  # what Trainer writes last
+            saved[path] = (state.stat().st_mtime_ns, int(step))
         except (OSError, ValueError):
             continue
-        return path
-    return None
+    return max(saved, key=saved.__getitem__, default=None)
 
 
 def check_checkpoints(training_arguments: TrainingArguments, arguments: TrainArguments) -> None:
@@ -108,6 +114,13 @@ def check_checkpoints(training_arguments: TrainingArguments, arguments: TrainArg
         before, now = saved[0].get(name, default), getattr(arguments, name)
         if before != now:
             raise ValueError(f"{prefix}, --{name.replace('_', '-')} {before}, now {now}); give another folder")
+    if not resumes:
+        logger.warning(
+            "--output-dir %s: holds %s of a run before. This one begins anew and writes over it; to go on from there,"
+            " give --resume-from-checkpoint true.",
+            folder,
+            Path(last).name,
+        )
 
 
 def record_run(arguments: TrainArguments, training_arguments: TrainingArguments, checkpoint: str | None) -> None:
@@ -115,8 +128,10 @@ def record_run(arguments: TrainArguments, training_arguments: TrainingArguments,
     chosen = chosen_arguments(arguments, training_arguments)
     if checkpoint is not None and (saved := read_arguments(Path(checkpoint).parent)) is not None:
         before, before_digest = saved
+        restored = IN_OPTIMIZER if any(Path(checkpoint).glob("optimizer*")) else ()
         changes = [
             f"{name} {before.get(name, 'unset')} -> {chosen.get(name, 'unset')}"
+            + " (without effect: the optimiser that was saved goes on)" * (name in restored)
             for name in dict.fromkeys([*before, *chosen])
             if before.get(name) != chosen.get(name) and not name.startswith(HARMLESS)
         ]

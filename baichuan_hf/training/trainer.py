@@ -1,6 +1,7 @@
 """What every training task shares: the model with its adapters, resuming, and what is written at the end."""
 
 import dataclasses
+import difflib
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -79,6 +80,8 @@ def load_model(
     adapters they are frozen, so with --bf16 they are bfloat16. The config gets `config_values` and the id of padding.
     """
     set_seed(training_arguments.seed)
+    if not (arguments.from_scratch and arguments.model in list_presets()):  # which checks them itself
+        _check_overrides(arguments)
     config_values |= {"pad_token_id": tokenizer.pad_token_id, **arguments.config_values()}
     if arguments.from_scratch:
         if arguments.model in list_presets():
@@ -105,6 +108,19 @@ def load_model(
             f" baichuan-hf merge {training_arguments.output_dir} DST --base MODEL"
         )
     return model
+
+
+def _check_overrides(arguments: TrainArguments) -> None:
+    """What is no field of a config becomes an argument of the model, which has none of that name either."""
+    overrides = arguments.config_values()
+    if not overrides:
+        return
+    config = AutoConfig.from_pretrained(resolve_model(arguments.model))
+    for name in overrides:
+        if not hasattr(config, name):
+            near = difflib.get_close_matches(name, config.to_dict(), n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise ValueError(f"--config-overrides: {name!r} is no field of {type(config).__name__}{hint}")
 
 
 def _mesh(size: int, world_size: int) -> DistributedConfig | None:

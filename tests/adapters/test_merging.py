@@ -12,8 +12,9 @@ from transformers import (
     EncoderDecoderModel,
 )
 
-from baichuan_hf.adapters.loading import save_base_config
+from baichuan_hf.adapters.loading import load_base, save_base_config
 from baichuan_hf.adapters.merging import merge_folder
+from baichuan_hf.quantization import quantize_folder
 from tests.helpers import FAMILIES
 from tests.helpers.checkpoint import save_checkpoint
 
@@ -165,3 +166,26 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(OSError, match=r"0\.0 GB free, the weights need"):
         merge_folder(tmp_path / "adapter", tmp_path / "dst")
     assert not list((tmp_path / "dst").iterdir())
+
+
+def test_the_files_say_what_the_base_is(tmp_path):
+    """Its dtype and its quantisation, whatever the training had."""
+    base = save_checkpoint(tmp_path / "base")
+    adapted = save_adapter(tmp_path / "adapter", base)
+    save_base_config(adapted.get_base_model(), tmp_path / "adapter")
+    assert merge_folder(tmp_path / "adapter", tmp_path / "dst").dtype == torch.bfloat16
+    other = save_checkpoint(tmp_path / "other", hidden_size=64)
+    with pytest.raises(ValueError, match=r"does not go with .*other, it is of another model"):
+        merge_folder(tmp_path / "adapter", tmp_path / "dst2", base=str(other))
+
+
+def test_an_adapter_of_a_quantised_folder(tmp_path):
+    pytest.importorskip("torchao", reason="needs torchao: pip install 'baichuan-hf[torchao]'")
+    base = save_checkpoint(tmp_path / "base")
+    quantize_folder(base, tmp_path / "int8", method="int8")
+    adapted = save_adapter(tmp_path / "adapter", base)
+    save_base_config(adapted.get_base_model(), tmp_path / "adapter")
+    loaded = load_base(tmp_path / "adapter", AutoModelForCausalLM, base=str(tmp_path / "int8"))
+    assert loaded.is_quantized
+    with pytest.raises(ValueError, match="is quantised: merge"):
+        merge_folder(tmp_path / "adapter", tmp_path / "dst", base=str(tmp_path / "int8"))

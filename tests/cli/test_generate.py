@@ -2,8 +2,10 @@
 
 import pytest
 
+from baichuan_hf import BaichuanForSequenceClassification
 from baichuan_hf.data.chat import build_chat_input
 from baichuan_hf.inference import ChatSession, generate_text, load_causal_lm
+from tests.helpers import tiny_config
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +29,16 @@ def test_prompt_from_standard_input_and_beams(run, checkpoint, model_and_tokeniz
     words = ["--model", checkpoint, "--max-new-tokens", 4, "--num-beams", 3, "--no-do-sample", "--device", "cpu"]
     result = run("generate", "-", *words, input="Once\n")
     assert result.stdout == f"Once{expected}\n"
+
+
+def test_what_writes_no_text(run, tmp_path):
+    BaichuanForSequenceClassification(tiny_config()).save_pretrained(tmp_path / "classifier")
+    result = run("generate", "a", "--model", tmp_path / "classifier", "--device", "cpu")
+    assert result.exit_code == 1
+    assert "holds a BaichuanForSequenceClassification, which writes no text" in result.stderr
+    result = run("generate", "a", "--model", "nofolder")
+    assert result.exit_code == 1
+    assert "nofolder: no such folder, and no name of a model on the Hub, which is owner/name" in result.stderr
 
 
 def test_seed_repeats_a_draw(run, checkpoint):

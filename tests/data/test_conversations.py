@@ -51,6 +51,8 @@ def test_layouts(row, messages):
     [
         ({"text": "x"}, "no conversation in a row with 'text'"),
         ({"conversations": [{"from": "narrator", "value": "x"}]}, "unknown speaker 'narrator'; known are human"),
+        ({"messages": [{"role": "human", "content": "x"}]}, "message 0: unknown role 'human'; known are system, user"),
+        ({"messages": [QUESTION, {"role": "assistant", "content": None}]}, "message 1, of the assistant: .* no text"),
     ],
 )
 def test_no_conversation(row, part):

@@ -57,6 +57,13 @@ def test_wrong_sources_are_named(tmp_path):
         load_splits(str(tmp_path / "gbk.csv"))
     with pytest.raises(ValueError, match=r"broken.jsonl: cannot be read"):
         load_splits(str(tmp_path / "broken.jsonl"))
+    for kind in ("csv", "json", "jsonl", "parquet", "txt"):
+        (tmp_path / f"empty.{kind}").touch()
+        with pytest.raises(ValueError, match=rf"empty.{kind}: is empty; give a file with rows"):
+            load_splits(str(tmp_path / f"empty.{kind}"))
+    (tmp_path / "head.csv").write_text("text,label\n")
+    with pytest.raises(ValueError, match=r"head.csv: has no rows"):
+        load_splits(str(tmp_path / "head.csv"))
     with pytest.raises(FileNotFoundError, match="absent.csv: no such file"):
         load_splits(str(tmp_path / "absent.csv"))
     with pytest.raises(FileNotFoundError, match="someone/unknown: neither a file or folder here"):

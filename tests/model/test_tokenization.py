@@ -413,3 +413,11 @@ def test_offsets_point_into_the_text(tokenizer):
     encoded = tokenizer(text, return_offsets_mapping=True)
     pieces = [text[start:end] for start, end in encoded["offset_mapping"]]
     assert "".join(pieces) == text
+
+
+def test_a_damaged_file_is_named(copy):
+    AutoTokenizer.from_pretrained(copy).save_pretrained(copy)
+    (copy / "tokenizer.json").write_text('{"version": ')
+    for loader in (AutoTokenizer, baichuan_hf.BaichuanTokenizer):
+        with pytest.raises(ValueError, match=r"tokenizer\.json is damaged: .*Download or copy it again"):
+            loader.from_pretrained(copy)

@@ -178,6 +178,21 @@ def test_texts_shorter_than_a_row(tmp_path):
         train(ours("pretrain", tmp_path / "x.txt"), theirs(tmp_path / "out"))
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            "hiden_dropout=0.1",
+            r"--config-overrides: 'hiden_dropout' is no field .* \(did you mean 'hidden_dropout'\?\)",
+        ),
+        ("hidden_size=32", "is .* by its config"),
+    ],
+)
+def test_overrides_that_the_model_does_not_take(text_file, tmp_path, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        train(ours("pretrain", text_file, config_overrides=overrides), theirs(tmp_path / "out", max_steps=1))
+
+
 def test_rows_longer_than_the_models_positions_are_named(text_file, tmp_path, caplog):
     arguments = ours("pretrain", text_file, config_overrides="max_position_embeddings=16")
     train(arguments, theirs(tmp_path / "out", max_steps=1))

@@ -35,7 +35,8 @@ def test_a_run_is_repeated_from_what_it_wrote(words, tmp_path):
     [
         pytest.param([], None, id="nothing"),
         pytest.param(["--logging-steps", "1"], None, id="harmless"),
-        pytest.param(["--learning-rate", "2e-3"], "learning_rate 0.001 -> 0.002", id="transformers"),
+        pytest.param(["--warmup-steps", "2"], "warmup_steps unset -> 2", id="transformers"),
+        pytest.param(["--learning-rate", "2e-3"], "learning_rate 0.001 -> 0.002 (without effect", id="optimiser"),
         pytest.param(["--max-length", "9"], "max_length unset -> 9", id="ours"),
         pytest.param("data", "the content of", id="data"),
     ],
@@ -51,6 +52,18 @@ def test_what_a_resumed_run_changes_is_named(words, tmp_path, caplog, changes, n
     with caplog.at_level(logging.WARNING, "baichuan_hf"):
         train(*parse_arguments([*words, *changes, "--resume-from-checkpoint", "true"]))
     assert named in caplog.text if named else "other arguments" not in caplog.text
+
+
+def test_a_run_that_begins_anew_says_so_and_is_the_one_that_goes_on(words, tmp_path, caplog):
+    train(*parse_arguments(words))
+    with caplog.at_level(logging.WARNING, "baichuan_hf"):
+        train(*parse_arguments([*words, "--max-steps", "2"]))
+    assert "holds checkpoint-4 of a run before. This one begins anew" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "baichuan_hf"):
+        train(*parse_arguments([*words, "--max-steps", "3", "--resume-from-checkpoint", "true"]))
+    assert "checkpoint-2 was saved by a run with other arguments" in caplog.text
+    assert "max_steps 2 -> 3" in caplog.text
 
 
 def test_checkpoints_of_another_run_are_refused(words, tmp_path):
