@@ -26,8 +26,10 @@ WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin", "*.pt", "*.pth")
 
 def check_files(folder: Path, report: Report) -> None:
     """Report pointers, damaged and missing files as errors, code and leftovers as notes."""
+    is_adapter = False
     if not (folder / "config.json").is_file():
-        if (folder / "adapter_config.json").is_file():
+        is_adapter = (folder / "adapter_config.json").is_file()
+        if is_adapter:
             report.error(
                 PART,
                 "it is an adapter, not a model: adapter_config.json, but no config.json",
@@ -46,14 +48,14 @@ def check_files(folder: Path, report: Report) -> None:
             report.error(PART, *_halves(problem))
 
     first = first_weight_file(folder)
-    if first is None:
+    if first is not None and not report.has_errors(PART):
+        _note_what_is_read(first, report)
+    if first is None and not is_adapter:
         report.error(
             PART,
             f"there are no weights: none of {', '.join(WEIGHT_FILES)}",
             "download the folder again, or save the model anew with save_pretrained",
         )
-    elif not report.has_errors(PART):
-        _note_what_is_read(first, report)
     _note_leftovers(folder, files, report)
 
 

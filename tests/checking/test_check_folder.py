@@ -201,6 +201,11 @@ def pointer(name):
     return write
 
 
+def adapter(folder):
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).rename(folder / name.replace("config", "adapter_config").replace("model", "adapter_model"))
+
+
 FILES = {
     "shard": (missing_shard, [r"model-00002-of-00003\.safetensors is missing"], "Download it again"),
     "two-shards": (two_bad_shards, [r"00002-of.* is missing", "00003-of.* cut short"], "Download it again"),
@@ -213,11 +218,7 @@ FILES = {
     "config-pointer": (pointer("config.json"), ["config.json is a Git LFS pointer"], "lfs pull --include config"),
     "no-weights": (lambda folder: (folder / "model.safetensors").unlink(), ["there are no weights"], "download"),
     "no-config": (lambda folder: (folder / "config.json").unlink(), ["config.json is missing"], "copy it"),
-    "adapter": (
-        lambda folder: (folder / "config.json").rename(folder / "adapter_config.json"),
-        ["it is an adapter"],
-        r"baichuan-hf merge .* DST",
-    ),
+    "adapter": (adapter, ["it is an adapter"], r"baichuan-hf merge .* DST"),
 }
 
 
